@@ -1,0 +1,1 @@
+"""What every room stands on: errors, typed configuration, events, files, devices, pinned wheels."""

@@ -1,0 +1,20 @@
+"""Errors a user can act on: one line that says what was wrong, where, and how to mend it."""
+
+
+class PunaError(Exception):
+    """The run failed for a reason the message names. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(PunaError):
+    """The request itself was wrong: a missing file, an unknown key, a bad value. Exit code 2."""
+
+    exit_code = 2
+
+
+class ExtraMissing(UsageError):
+    """An optional package is not installed; the message holds the line that installs it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'puna[{extra}]'")

@@ -1,0 +1,57 @@
+"""Everything that happens is an event: one JSON line in ``events.jsonl``.
+
+Progress bars, W&B, TensorBoard and the report are readers of these lines; nothing else reports.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+Reader = Callable[[Event], None]
+
+
+class EventLog:
+    """Appends events to a file and hands each to the readers.
+
+    Args:
+        path: the ``events.jsonl`` to append to; ``None`` keeps events in readers only.
+        readers: called with every event, in order, in this process.
+    """
+
+    def __init__(self, path: Path | None = None, readers: tuple[Reader, ...] = ()) -> None:
+        self.readers = readers
+        self._handle = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+            self._handle = path.open("ab", buffering=0)
+            if torn:  # a process died inside a line: end that line, so ours starts fresh
+                self._handle.write(b"\n")
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Record an event of ``kind``; ``time`` (seconds since the epoch) is added."""
+        event: Event = {"time": round(time.time(), 3), "kind": kind, **fields}
+        if self._handle is not None:
+            # One write call per line: concurrent writers and a kill leave whole lines behind.
+            self._handle.write((json.dumps(event, ensure_ascii=False) + "\n").encode())
+        for reader in self.readers:
+            reader(event)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The whole events of a file, oldest first; a torn line (the writer was killed) is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as handle:
+        for line in handle:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
