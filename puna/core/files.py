@@ -15,7 +15,7 @@ from puna.core.errors import PunaError
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors while writing ``path`` into a `PunaError` with the mend."""
+    """Turn the system's errors while writing ``path`` into a `PunaError` with the mend."""
     try:
         yield
     except OSError as error:

@@ -1,0 +1,66 @@
+"""The ``puna`` command. Heavy imports wait inside the commands, so help and errors come at once."""
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from puna import __version__
+from puna.cli import models, recipes, tokenizers
+from puna.core.errors import PunaError
+
+app = typer.Typer(
+    help="Grow a Llama through its whole life, from raw text to a model you can talk to.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+recipes.register(app)
+models.register(app)
+app.add_typer(tokenizers.app, name="tokenizer")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+def _say(message: str) -> None:
+    print(f"puna: {' '.join(message.split())}", file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 1 the run failed, 2 wrong use."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(arguments)
+    except PunaError as error:
+        if debug:
+            traceback.print_exc()
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("stopped; finished work is kept")
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001  the last line of defence for the user's terminal
+        if debug:
+            traceback.print_exc()
+        _say(f"{type(error).__name__}: {error} (run again with --debug for the traceback)")
+        sys.exit(1)

@@ -1,0 +1,48 @@
+"""From sources to rows of tokens: reading, cleaning, deduplication, mixture, packing, order.
+
+`build_corpus` turns a recipe's sources into documents and a report, `DataCard` shows the report,
+`write_tokens` puts encoded documents on disk, `PackedRows` gives rows of them, `rows_of_step` says
+which rows a training step takes.
+"""
+
+from puna.data.card import CorpusReport, DataCard
+from puna.data.chats import NamedChat, read_chats, split_chats
+from puna.data.corpus import Corpus, CorpusConfig, SourceConfig, build_corpus
+from puna.data.dialogues import Conversation, read_conversations
+from puna.data.document import Document, read_documents, write_documents
+from puna.data.geography import Country, read_countries
+from puna.data.order import rows_of_step
+from puna.data.packing import IGNORED, Batch, PackedRows, Packing, pack
+from puna.data.sources import SOURCES
+from puna.data.tokens import TokenFile, write_tokens
+from puna.data.wikipedia import Article, read_articles
+
+__all__ = [
+    "IGNORED",
+    "SOURCES",
+    "Article",
+    "Batch",
+    "Conversation",
+    "Corpus",
+    "CorpusConfig",
+    "CorpusReport",
+    "Country",
+    "DataCard",
+    "Document",
+    "NamedChat",
+    "PackedRows",
+    "Packing",
+    "SourceConfig",
+    "TokenFile",
+    "build_corpus",
+    "pack",
+    "read_articles",
+    "read_chats",
+    "read_conversations",
+    "read_countries",
+    "read_documents",
+    "rows_of_step",
+    "split_chats",
+    "write_documents",
+    "write_tokens",
+]

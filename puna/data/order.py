@@ -1,0 +1,36 @@
+"""Data order: a pure function of (seed, epoch, step), so that resuming needs no state.
+
+A rank takes its slice of the step's rows; their number never changes which rows a step has.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from puna.core.errors import UsageError
+from puna.core.random import stream
+from puna.data.tokens import Ints
+
+
+def rows_of_step(seed: int, step: int, batch_rows: int, n_rows: int) -> Ints:
+    """(batch_rows,) the row numbers of the global batch of ``step``.
+
+    Steps walk through epochs end to end, each epoch its own permutation of all rows; a batch may
+    straddle two, or hold several where there are fewer rows than a batch takes.
+    """
+    if n_rows < 1:
+        raise UsageError("there are no rows to train on: give a corpus with at least one document")
+    places = np.arange(step * batch_rows, (step + 1) * batch_rows)
+    epochs, within = np.divmod(places, n_rows)
+    rows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = _permutation(seed, int(epoch), n_rows)[within[here]]
+    return rows
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n_rows: int) -> Ints:
+    order = stream(seed, "order", epoch).permutation(n_rows)
+    order.setflags(write=False)
+    return order

@@ -1,0 +1,7 @@
+"""Models in and out: Hugging Face folders (read, written), GGUF files (read), and their names."""
+
+from puna.formats.hf_config import load_config
+from puna.formats.huggingface import save_model
+from puna.formats.resolve import load_model, load_tokenizer
+
+__all__ = ["load_config", "load_model", "load_tokenizer", "save_model"]

@@ -1,0 +1,18 @@
+"""The model: Llama of every size from one configuration, its cache and its chunked loss head."""
+
+from puna.model.cache import KVCache
+from puna.model.config import SIZES, LlamaConfig, RopeScaling, llama_config
+from puna.model.llama import Llama
+from puna.model.loss import IGNORED, cross_entropy_sum, token_logprobs
+
+__all__ = [
+    "IGNORED",
+    "SIZES",
+    "KVCache",
+    "Llama",
+    "LlamaConfig",
+    "RopeScaling",
+    "cross_entropy_sum",
+    "llama_config",
+    "token_logprobs",
+]

@@ -1,0 +1,172 @@
+"""Llama: embedding, blocks of attention and feed-forward, norm, head.
+
+Parameter names are Hugging Face's, so a model folder loads here and there without conversion.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from puna.core.errors import UsageError
+from puna.model.attention import Attention, cache_mask, document_mask
+from puna.model.cache import KVCache
+from puna.model.config import LlamaConfig
+from puna.model.linear import Linear, RMSNorm
+from puna.model.rope import rope_frequencies, rope_tables
+
+INIT_STD = 0.02
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``down(silu(gate(x)) * up(x))`` (Shazeer 2020)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.dim, config.ffn_dim)
+        self.up_proj = Linear(config.dim, config.ffn_dim)
+        self.down_proj = Linear(config.ffn_dim, config.dim)
+
+    def forward(self, x_btd: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_btd)) * self.up_proj(x_btd))
+
+
+class Block(nn.Module):
+    """One layer: pre-norm attention and pre-norm feed-forward, each added to the stream."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(
+        self,
+        x_btd: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        positions_bt: Tensor,
+        cache: KVCache | None,
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x_btd), cos, sin, mask, positions_bt, cache)
+        x_btd = x_btd + attended
+        return x_btd + self.mlp(self.post_attention_layernorm(x_btd))
+
+
+class Trunk(nn.Module):
+    """Everything below the head; called ``model`` in Hugging Face's names."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+
+
+class Llama(nn.Module):
+    """A Llama language model.
+
+    Args:
+        config: its shape. Build under ``torch.device("meta")`` to get shapes without memory.
+
+    Attributes:
+        compute_dtype: data type of activations and products; None means that of the weights.
+    """
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype: torch.dtype | None = None
+        self.model = Trunk(config)
+        self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+
+    def init_weights(self, seed: int) -> None:
+        """Draw fresh weights: normal with std 0.02, projections into the stream scaled down.
+
+        The scale 1 / sqrt(2 * layers) of ``o_proj`` and ``down_proj`` is GPT-2's: it keeps the
+        stream's variance independent of depth.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        into_stream = INIT_STD / math.sqrt(2 * self.config.n_layers)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.ndim == 1:
+                    parameter.fill_(1.0)
+                    continue
+                small = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = into_stream if small else INIT_STD
+                drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                parameter.copy_(drawn)
+
+    def compile_blocks(self) -> None:
+        """Compile the blocks: all share one graph, so the cost is that of a single block."""
+        for block in self.model.layers:
+            block.compile()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of activations."""
+        return self.compute_dtype or self.model.embed_tokens.weight.dtype
+
+    def head_weight(self) -> Tensor:
+        """Weight of the head: (vocab_size, dim); the embedding itself when tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(
+        self,
+        ids_bt: Tensor,
+        *,
+        positions_bt: Tensor | None = None,
+        documents_bt: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Final hidden states (batch, time, dim), before the head; arguments as in `forward`."""
+        if positions_bt is None:
+            positions_bt = torch.arange(ids_bt.shape[1], device=ids_bt.device).expand_as(ids_bt)
+        longest = ids_bt.shape[1] if cache is None else int(positions_bt.max()) + 1
+        if longest > self.config.context:
+            raise UsageError(
+                f"{longest} tokens do not fit this model's context of {self.config.context}: "
+                "shorten the input"
+            )
+        mask = None
+        if cache is not None:
+            mask = cache_mask(positions_bt, longest)
+        elif documents_bt is not None:
+            mask = document_mask(documents_bt)
+        frequencies = rope_frequencies(self.config).to(ids_bt.device)
+        cos, sin = rope_tables(frequencies, positions_bt)
+        x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
+        cos, sin = cos.to(x_btd.dtype), sin.to(x_btd.dtype)
+        for block in self.model.layers:
+            x_btd = block(x_btd, cos, sin, mask, positions_bt, cache)
+        return self.model.norm(x_btd)
+
+    def forward(
+        self,
+        ids_bt: Tensor,
+        *,
+        positions_bt: Tensor | None = None,
+        documents_bt: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Logits (batch, time, vocab_size) of the token after each position.
+
+        Args:
+            ids_bt: token ids.
+            positions_bt: position of each token in its document; default 0, 1, 2, ...
+            documents_bt: number of each token's document, for packed rows: tokens attend within
+                their document only. Padding is -1.
+            cache: keys and values of earlier calls; ``positions_bt`` says where these tokens go.
+        """
+        hidden = self.hidden(
+            ids_bt, positions_bt=positions_bt, documents_bt=documents_bt, cache=cache
+        )
+        return F.linear(hidden, self.head_weight().to(hidden.dtype))

@@ -1,0 +1,98 @@
+"""Checkpoints, whole or absent: model, optimizer, random state and position, checksummed."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from puna.core.errors import PunaError
+from puna.core.files import explain_os_errors, new_folder, sha256_file, write_json
+
+KEPT = 2  # the newest, and one before it should the newest be damaged
+_TENSORS, _STATE = "state.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens seen."""
+    seconds: float
+    """Time spent in steps, over all processes that worked on this run."""
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    return tensors
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Complete checkpoint folders below ``root``, newest first."""
+    yield from sorted(root.glob("step-*"), reverse=True)
+
+
+def save(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> None:
+    """Write a checkpoint of this moment below ``root``, then remove all but the newest two."""
+    tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
+    tensors |= _optimizer_tensors(model, optimizer)
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    target = root / f"step-{at.step:08d}"
+    with explain_os_errors(target), new_folder(target) as folder:
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / _TENSORS)
+        except SafetensorError as error:  # the library wraps the system's error in text
+            if "No space left" in str(error):
+                raise PunaError(
+                    f"the disk is full while writing {target}: free some space and run again, "
+                    "the last checkpoint is intact"
+                ) from error
+            raise
+        state = {"sha256": sha256_file(folder / _TENSORS), **at.__dict__}
+        write_json(folder / _STATE, state)
+    for old in list(_folders(root))[KEPT:]:
+        shutil.rmtree(old)
+
+
+def restore(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+    """Load the newest checkpoint that is whole; None when there is none.
+
+    A damaged one (its checksum differs) is passed over for the one before it.
+    """
+    for folder in _folders(root):
+        try:
+            state = json.loads((folder / _STATE).read_text())
+            if sha256_file(folder / _TENSORS) != state.pop("sha256"):
+                continue
+        except (OSError, ValueError, KeyError):
+            continue
+        _load(load_file(folder / _TENSORS), model, optimizer)
+        return Progress(**state)
+    return None
+
+
+def _load(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+            prefix = f"optimizer.{name}."
+            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            for key, value in state.items():
+                # AdamW keeps its step count on the CPU unless capturable
+                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter)
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])

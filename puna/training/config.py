@@ -1,0 +1,52 @@
+"""The knobs every training method shares."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from puna.core.config import Config
+
+
+class LoopConfig(Config):
+    """How a model is optimised, whatever the objective."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_rows: int = Field(ge=1)
+    """Rows of data in one optimizer step, over all processes and micro-batches."""
+    micro_rows: int = Field(default=0, ge=0)
+    """Rows in one forward pass; 0 takes the whole batch at once."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up to the peak."""
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a fraction of the peak."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """AdamW's decoupled decay, on matrices only."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of AdamW's mean of squared gradients."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Data type of activations and products; auto is bf16 where the hardware has it."""
+    compile: bool = False
+    """Compile each block with torch.compile: slower first step, faster others."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between progress events."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}: lower it"
+            )
+        if self.micro_rows and self.batch_rows % self.micro_rows:
+            raise ValueError(
+                f"batch_rows {self.batch_rows} is not a multiple of micro_rows {self.micro_rows}"
+            )
+        return self

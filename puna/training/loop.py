@@ -1,0 +1,170 @@
+"""The one training loop.
+
+A method is an objective, ``(model, batch) -> Outcome``, and a source, ``step -> micro-batches``.
+The loop sums losses and gradients over the step and divides once by the step's global count, so the
+result does not depend on how the batch was cut into micro-batches.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from puna.core.devices import fast_bf16, peak_flops
+from puna.core.errors import PunaError
+from puna.core.events import EventLog
+from puna.model import Llama
+from puna.training import checkpoint
+from puna.training.checkpoint import Progress
+from puna.training.config import LoopConfig
+from puna.training.interrupt import Interrupted, deferred_interrupt
+from puna.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an objective makes of one micro-batch."""
+
+    loss_sum: Tensor
+    """Differentiable sum of losses."""
+    count: int
+    """How many items (tokens, pairs) the sum is over."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further sums over the same items."""
+
+
+Objective = Callable[[Llama, Any], Outcome]
+Source = Callable[[int], list[Any]]
+
+
+@dataclass
+class _Window:
+    """Sums since the last progress event."""
+
+    count: int = 0
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: "_Window") -> None:
+        self.count += other.count
+        self.tokens += other.tokens
+        self.steps += other.steps
+        self.seconds += other.seconds
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+
+def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
+    """Data type of activations under ``config.precision`` on this device."""
+    if config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device.type)):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _step(
+    model: Llama,
+    objective: Objective,
+    batches: list[Any],
+    optimizer: torch.optim.Optimizer,
+    config: LoopConfig,
+    step: int,
+) -> tuple[_Window, float]:
+    """One optimizer step; returns its sums and the gradient norm before clipping."""
+    done = _Window(steps=1)
+    for batch in batches:
+        outcome = objective(model, batch.to(model.device))
+        outcome.loss_sum.backward()
+        sums = {"loss": float(outcome.loss_sum.detach()), **outcome.metrics}
+        done.add(_Window(count=outcome.count, tokens=batch.n_tokens, sums=sums))
+    if done.count == 0:
+        raise PunaError(f"step {step + 1}: no position has a label: check the data's masks")
+    if not math.isfinite(done.sums["loss"]):
+        raise PunaError(
+            f"step {step + 1}: the loss is {done.sums['loss']}: lower learning_rate; "
+            "the last checkpoint is intact"
+        )
+    norm = scale_and_clip(model, done.count, config.clip_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    optimizer.step()
+    optimizer.zero_grad()
+    return done, norm
+
+
+def train(
+    model: Llama,
+    objective: Objective,
+    source: Source,
+    config: LoopConfig,
+    checkpoints: Path,
+    events: EventLog,
+    *,
+    stage: str = "train",
+    attended: int = 0,
+) -> Progress:
+    """Train ``model`` in place, going on from the newest checkpoint below ``checkpoints``.
+
+    Args:
+        objective: loss of one micro-batch.
+        source: micro-batches of a step, a pure function of it.
+        checkpoints: folder of this run's checkpoints.
+        events: receives ``train_resume``, ``train_step`` and ``checkpoint`` events.
+        stage: named in the events.
+        attended: mean number of positions a token attends to, for the FLOP count behind MFU.
+
+    Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
+    finite.
+    """
+    optimizer = build_optimizer(model, config)
+    at = checkpoint.restore(checkpoints, model, optimizer) or Progress(0, 0, 0.0)
+    if at.step:
+        events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
+    flops_per_token = model.config.flops_per_token(attended)
+    dtype = compute_dtype(config, model.device)
+    peak = peak_flops(model.device.type, dtype)
+    window = _Window()
+    model.compute_dtype = dtype
+    if config.compile:
+        model.compile_blocks()
+    with deferred_interrupt() as stop_asked:
+        while at.step < config.steps:
+            started = time.perf_counter()
+            done, norm = _step(model, objective, source(at.step), optimizer, config, at.step)
+            done.seconds = time.perf_counter() - started
+            at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
+            window.add(done)
+            last = at.step == config.steps
+            if at.step % config.log_every == 0 or last:
+                rate = window.tokens / window.seconds
+                events.emit(
+                    "train_step",
+                    stage=stage,
+                    step=at.step,
+                    steps=config.steps,
+                    **{name: total / window.count for name, total in window.sums.items()},
+                    learning_rate=learning_rate(config, at.step - 1),
+                    grad_norm=norm,
+                    tokens=at.tokens,
+                    seconds=at.seconds,
+                    tokens_per_s=rate,
+                    mfu=rate * flops_per_token / peak,
+                    left_s=(config.steps - at.step) * window.seconds / window.steps,
+                )
+                window = _Window()
+            if at.step % config.checkpoint_every == 0 or last or stop_asked.made:
+                checkpoint.save(checkpoints, model, optimizer, at)
+                events.emit("checkpoint", stage=stage, step=at.step)
+            if stop_asked.made and not last:
+                raise Interrupted(
+                    f"stopped in {stage} after step {at.step} of {config.steps}, which is saved: "
+                    "run the same command to go on"
+                )
+    model.compute_dtype = None
+    return at

@@ -1,0 +1,89 @@
+"""The stages before any model: the corpus, and the tokenizer trained on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from puna.core.events import EventLog
+from puna.core.files import write_json, write_text
+from puna.core.wheels import WheelUnavailable
+from puna.data import (
+    Country,
+    DataCard,
+    Document,
+    build_corpus,
+    read_countries,
+    read_documents,
+    write_documents,
+)
+from puna.data.generators import evaluation_questions, evaluation_strings, generate_documents
+from puna.tokenizer import Tokenizer
+from puna.workflow.recipe import DataStage, TokenizerStage
+
+TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
+_SEARCHED_PER_KIND = 200  # held-out questions looked for in the training text
+
+
+def countries_or_none() -> Sequence[Country]:
+    """The countries, or none where their wheel cannot be had: the questions on them fall away."""
+    try:
+        return read_countries()
+    except WheelUnavailable:
+        return ()
+
+
+def run_data(config: DataStage, seed: int, events: EventLog, folder: Path) -> dict[str, Any]:
+    """Read, clean and split the documents; write them with their card."""
+    countries = countries_or_none()
+    generated = list(generate_documents(seed, config.generated, countries))
+    questions = evaluation_questions(seed, _SEARCHED_PER_KIND, countries)
+    corpus = build_corpus(config.corpus, seed, evaluation_strings(questions), generated)
+    for name, reason in corpus.report.missing.items():
+        events.emit("note", text=f"without {name}: {reason}")
+    write_documents(folder / TRAIN, corpus.train)
+    write_documents(folder / VALIDATION, corpus.validation)
+    card = DataCard(corpus.report)
+    write_json(folder / "card.json", card.to_dict())
+    write_text(folder / "card.md", card.to_markdown())
+    facts: dict[str, Any] = {
+        "documents": len(corpus.train),
+        "chars": _chars(corpus.train),
+        "validation_documents": len(corpus.validation),
+        "validation_chars": _chars(corpus.validation),
+        "missing": dict(corpus.report.missing),
+    }
+    events.emit(
+        "note",
+        text=f"{facts['documents']:,} documents, {facts['chars'] / 1e6:.1f} million characters; "
+        f"{facts['validation_documents']:,} documents held out",
+    )
+    return facts
+
+
+def _chars(documents: Sequence[Document]) -> int:
+    return sum(len(document.text) for document in documents)
+
+
+def run_tokenizer(
+    config: TokenizerStage, data: Path, events: EventLog, folder: Path
+) -> dict[str, Any]:
+    """Train the tokenizer on the training documents."""
+    documents = read_documents(data / TRAIN)
+    tokenizer = Tokenizer.train(
+        (document.text for document in documents),
+        config.vocab_size,
+        digit_group=config.digit_group,
+        n_special=config.n_special,
+    )
+    tokenizer.save(folder / "tokenizer")
+    sample = [document.text for document in read_documents(data / VALIDATION)]
+    tokens = sum(map(len, tokenizer.encode_batch(sample)))
+    facts = {
+        "vocab_size": tokenizer.vocab_size,
+        "chars_per_token": round(sum(map(len, sample)) / max(1, tokens), 3),
+    }
+    events.emit(
+        "note",
+        text=f"{tokenizer.vocab_size:,} tokens, {facts['chars_per_token']} characters each",
+    )
+    return facts

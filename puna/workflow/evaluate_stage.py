@@ -1,0 +1,90 @@
+"""The stage that judges a model, run before the first training stage and after each."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from puna.core.events import EventLog
+from puna.core.files import write_json
+from puna.data import Country, read_documents
+from puna.data.generators import evaluation_questions, generate_pairs
+from puna.evaluation import (
+    bits_per_byte,
+    exact_match,
+    measure_baselines,
+    model_answers,
+    pair_logprobs,
+    preference_accuracy,
+)
+from puna.inference import generate
+from puna.model import Llama
+from puna.tokenizer import Message, Tokenizer
+from puna.workflow.corpus_stages import TRAIN, VALIDATION
+from puna.workflow.recipe import EvaluateStage
+
+_SHOWN_MISSES = 12
+
+
+def run_baselines(data: Path, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:
+    """Bits per byte of plain methods on the validation text."""
+    train = [document.text for document in read_documents(data / TRAIN)]
+    validation = [document.text for document in read_documents(data / VALIDATION)]
+    found = asdict(measure_baselines(train, validation, Tokenizer.from_folder(tokenizer_folder)))
+    write_json(folder / "baselines.json", found)
+    return found
+
+
+def run_evaluate(
+    config: EvaluateStage,
+    seed: int,
+    load: Callable[[], tuple[Llama, Tokenizer]],
+    data: Path | None,
+    countries: Sequence[Country],
+    events: EventLog,
+    folder: Path,
+) -> dict[str, Any]:
+    """Judge one model: likelihood, held-out questions, preferences; and let it talk."""
+    model, tokenizer = load()
+    questions = evaluation_questions(seed, config.questions_per_kind, countries)
+    answers = model_answers(model, tokenizer, max_new_tokens=config.max_new_tokens)
+    match = exact_match(answers, questions)
+    pairs = list(generate_pairs(seed, config.pairs, countries, held_out=True))
+    preferences = preference_accuracy(pair_logprobs(model, tokenizer, pairs))
+    facts: dict[str, Any] = {
+        "exact_match": match.accuracy,
+        "exact_match_by_kind": match.by_kind,
+        "questions": match.n,
+        "stop_rate": match.stopped,
+        "in_format": match.in_format,
+        "full_sentences": match.full_sentences,
+        "preference_accuracy": preferences.accuracy,
+        "preference_accuracy_by_kind": preferences.accuracy_by_kind,
+        "pairs": preferences.n,
+    }
+    if data is not None:
+        texts = [document.text for document in read_documents(data / VALIDATION)]
+        facts["bits_per_byte"] = bits_per_byte(model, tokenizer, texts).bits_per_byte
+    write_json(folder / "misses.json", [asdict(miss) for miss in match.misses])
+    write_json(folder / "samples.json", _samples(config, model, tokenizer))
+    events.emit("evaluation", stage=folder.name, **facts)
+    return facts
+
+
+def _samples(config: EvaluateStage, model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Continuations of the beginnings, drawn; answers to the questions, greedy."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    prompts = [[*begin, *tokenizer.encode(text)] for text in config.sample_prompts]
+    written = generate(model, prompts, config.sampling, tokenizer.stop_ids) if prompts else []
+    answers = model_answers(model, tokenizer, max_new_tokens=config.max_new_tokens)
+    replies = answers([[Message("user", question)] for question in config.sample_questions])
+    return {
+        "continuations": [
+            {"prompt": prompt, "text": tokenizer.decode(generation.ids, skip_special=True)}
+            for prompt, generation in zip(config.sample_prompts, written, strict=True)
+        ],
+        "dialogues": [
+            {"question": question, "answer": reply.text, "stopped": reply.stopped}
+            for question, reply in zip(config.sample_questions, replies, strict=True)
+        ],
+    }

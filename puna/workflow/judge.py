@@ -1,0 +1,37 @@
+"""One model judged on the generated questions and preferences, outside a recipe."""
+
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.table import Table
+
+from puna.core.devices import default_device
+from puna.core.events import EventLog
+from puna.formats import load_model
+from puna.workflow.corpus_stages import countries_or_none
+from puna.workflow.evaluate_stage import run_evaluate
+from puna.workflow.recipe import EvaluateStage
+from puna.workflow.summary import table_rows
+
+
+def judge(model: str, questions_per_kind: int, pairs: int, seed: int) -> dict[str, Any]:
+    """Figures of a model; ``seed`` must be that of its recipe, or trained problems are asked."""
+    config = EvaluateStage(questions_per_kind=questions_per_kind, pairs=pairs)
+    load = partial(load_model, model, device=default_device())
+    with TemporaryDirectory() as scratch:
+        return run_evaluate(
+            config, seed, load, None, countries_or_none(), EventLog(), Path(scratch)
+        )
+
+
+def judgement_table(model: str, facts: dict[str, Any]) -> Table:
+    """The figures for a terminal."""
+    head, *rows = table_rows({"evaluation": {model: facts}, "stages": {}})
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    for kind, value in facts["exact_match_by_kind"].items():
+        table.add_row(f"  {kind}", f"{value:.1%}")
+    return table

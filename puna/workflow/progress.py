@@ -1,0 +1,82 @@
+"""Live progress in the terminal: a reader of events."""
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from puna.core.events import Event
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+def _figures(event: Event) -> str:
+    parts = [f"loss {event['loss']:.3f}"]
+    if "reward_accuracy" in event:
+        parts.append(f"accuracy {event['reward_accuracy']:.2f}")
+    parts.append(f"{event['tokens_per_s']:,.0f} tokens/s")
+    parts.append(f"MFU {event['mfu']:.0%}")
+    parts.append(f"{_clock(event['left_s'])} left")
+    return " · ".join(parts)
+
+
+class TerminalProgress:
+    """Shows each stage as a line, and a bar while it trains.
+
+    On something that is not a terminal (a log file) it prints a line a tenth of the way instead.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._printed = 0
+
+    def __call__(self, event: Event) -> None:
+        handler = getattr(self, f"_on_{event['kind']}", None)
+        if handler is not None:
+            handler(event)
+
+    def close(self) -> None:
+        """Leave the terminal as it was; the last state of a bar stays."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def _on_stage_start(self, event: Event) -> None:
+        self._printed = 0
+        self.console.print(f"[bold]{event['stage']}[/]")
+
+    def _on_stage_skip(self, event: Event) -> None:
+        self.console.print(f"[bold]{event['stage']}[/] [dim]already done[/]")
+
+    def _on_stage_end(self, event: Event) -> None:
+        self.close()
+        self.console.print(f"  [green]done[/] in {_clock(event['seconds'])}")
+
+    def _on_note(self, event: Event) -> None:
+        self.console.print(f"  {event['text']}", markup=False, highlight=False)
+
+    def _on_train_resume(self, event: Event) -> None:
+        self.console.print(f"  going on from step {event['step']} of {event['steps']}")
+
+    def _on_train_step(self, event: Event) -> None:
+        if not self.console.is_terminal:
+            tenth = event["step"] * 10 // event["steps"]
+            if tenth > self._printed:
+                self._printed = tenth
+                step = f"step {event['step']}/{event['steps']}"
+                self.console.print(f"  {step} · {_figures(event)}", highlight=False)
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("  step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("train", total=event["steps"], figures="")
+        assert self._task is not None
+        self._bar.update(self._task, completed=event["step"], figures=_figures(event))

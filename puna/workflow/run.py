@@ -1,0 +1,178 @@
+"""A recipe carried out: stage after stage, into a run folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from puna.core.config import Config
+from puna.core.devices import default_device, describe_machine
+from puna.core.errors import PunaError, UsageError
+from puna.core.events import EventLog
+from puna.core.files import sha256_file, sha256_folder, sha256_value, write_text
+from puna.data import Country
+from puna.formats import load_model
+from puna.model import Llama
+from puna.tokenizer import Tokenizer
+from puna.workflow.corpus_stages import countries_or_none, run_data, run_tokenizer
+from puna.workflow.evaluate_stage import run_baselines, run_evaluate
+from puna.workflow.progress import TerminalProgress
+from puna.workflow.recipe import Recipe
+from puna.workflow.report import write_report
+from puna.workflow.stage import Artifact, run_stage
+from puna.workflow.summary import write_summary
+from puna.workflow.track import build_tracker
+from puna.workflow.train_stages import fresh_model, run_dpo, run_pretrain, run_sft
+
+Work = Callable[[Path], dict[str, Any]]
+BASELINES, EVALUATE = "baselines", "evaluate"
+
+
+@dataclass
+class Run:
+    """A recipe on its way: what is finished, in order."""
+
+    recipe: Recipe
+    folder: Path
+    events: EventLog
+    countries: Sequence[Country]
+    done: dict[str, Artifact] = field(default_factory=dict)
+
+    def stage(self, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
+        """Run one stage with the recipe's seed as part of its config."""
+        settings = {"seed": self.recipe.seed, **config.model_dump(mode="json")}
+        self.done[name] = run_stage(self.folder, name, settings, inputs, work, self.events)
+        return self.done[name]
+
+
+def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
+    """Carry out a recipe in ``root / recipe.name``; returns the summary.
+
+    Finished stages are skipped, a stage that was killed goes on where it was. Leaves
+    ``recipe.yaml`` (resolved), ``events.jsonl``, a folder for each stage, ``summary.json`` and
+    ``report.html``.
+    """
+    folder = root / recipe.name
+    write_text(folder / "recipe.yaml", _as_yaml(recipe))
+    progress = TerminalProgress(console)
+    settings = recipe.model_dump(mode="json")
+    tracker = build_tracker(recipe.track, recipe.name, settings, folder)
+    readers = (progress, tracker) if tracker else (progress,)
+    events = EventLog(folder / "events.jsonl", readers)
+    events.emit("run_start", name=recipe.name, machine=describe_machine())
+    try:
+        run = Run(recipe, folder, events, countries_or_none())
+        _stages(run)
+        summary = write_summary(folder, recipe, run.done)
+        write_report(folder, summary)
+        events.emit("run_end", name=recipe.name)
+        return summary
+    except PunaError as error:
+        events.emit("run_failed", error=str(error))
+        raise
+    finally:
+        progress.close()
+        if tracker:
+            tracker.close()
+        events.close()
+
+
+def _as_yaml(recipe: Recipe) -> str:
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _stages(run: Run) -> None:
+    stages = run.recipe.stages
+    model: Artifact | None = None
+    if stages.data:
+        _corpus(run)
+    if stages.pretrain:
+        model = _pretrain(run)
+    if stages.sft:
+        model = _sft(run, model)
+    if stages.dpo:
+        assert model is not None
+        _dpo(run, model)
+
+
+def _corpus(run: Run) -> None:
+    stages, seed = run.recipe.stages, run.recipe.seed
+    assert stages.data is not None
+    files = [c.path for c in stages.data.corpus.sources.values() if c.path is not None]
+    inputs = [_digest(path) for path in files]
+    data = run.stage("data", stages.data, inputs, partial(run_data, stages.data, seed, run.events))
+    if not stages.tokenizer:
+        return
+    work = partial(run_tokenizer, stages.tokenizer, data.folder, run.events)
+    tokenizer = run.stage("tokenizer", stages.tokenizer, [data.digest], work)
+    if stages.evaluate:
+        folders = (data.folder, tokenizer.folder / "tokenizer")
+        inputs = [data.digest, tokenizer.digest]
+        run.stage(BASELINES, Config(), inputs, partial(run_baselines, *folders))
+
+
+def _pretrain(run: Run) -> Artifact:
+    config, seed = run.recipe.stages.pretrain, run.recipe.seed
+    assert config is not None
+    data, tokenizer = run.done["data"], run.done["tokenizer"]
+    folder = tokenizer.folder / "tokenizer"
+    shape = sha256_value([config.model.model_dump(mode="json"), tokenizer.digest])
+    _judge(run, "untrained", shape, partial(fresh_model, config, seed, folder))
+    work = partial(run_pretrain, config, seed, data.folder, folder, run.events)
+    return _trained(run, "pretrain", config, [data.digest, tokenizer.digest], work)
+
+
+def _sft(run: Run, before: Artifact | None) -> Artifact:
+    config = run.recipe.stages.sft
+    assert config is not None
+    if before:
+        base, known = str(before.folder / "model"), before.digest
+    else:
+        base, known = config.base, _base_digest(config.base)
+        _judge(run, "base", known, partial(load_model, base, device=default_device()))
+    inputs = [known, *(_digest(path) for path in config.files)]
+    work = partial(run_sft, config, run.recipe.seed, base, run.countries, run.events)
+    return _trained(run, "sft", config, inputs, work)
+
+
+def _dpo(run: Run, before: Artifact) -> Artifact:
+    config = run.recipe.stages.dpo
+    assert config is not None
+    base = before.folder / "model"
+    work = partial(run_dpo, config, run.recipe.seed, base, run.countries, run.events)
+    return _trained(run, "dpo", config, [before.digest], work)
+
+
+def _base_digest(name: str) -> str:
+    """Hash of the files behind a model's name; the name itself when it is not a path."""
+    path = Path(name)
+    return _digest(path) if path.exists() else name
+
+
+def _digest(path: Path) -> str:
+    if not path.exists():
+        raise UsageError(f"no such file or folder: {path}")
+    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+
+
+def _trained(run: Run, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
+    """Run a training stage, then judge its model."""
+    trained = run.stage(name, config, inputs, work)
+    load = partial(load_model, trained.folder / "model", device=default_device())
+    _judge(run, name, trained.digest, load)
+    return trained
+
+
+def _judge(run: Run, name: str, digest: str, load: Callable[[], tuple[Llama, Tokenizer]]) -> None:
+    """Evaluate a model where the recipe asks for it."""
+    config = run.recipe.stages.evaluate
+    if config is None:
+        return
+    data = run.done.get("data")
+    folder = data.folder if data else None
+    work = partial(run_evaluate, config, run.recipe.seed, load, folder, run.countries, run.events)
+    run.stage(f"{EVALUATE}-{name}", config, [digest, *([data.digest] if data else [])], work)

@@ -1,0 +1,42 @@
+"""What a person sees when a run is done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from puna.workflow.summary import terminal_table
+
+_DIALOGUES = 3
+
+
+def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None:
+    """Print the before-and-after table, three dialogues, the report's place and what to try."""
+    console.print()
+    if summary["evaluation"]:
+        console.print(terminal_table(summary))
+    _show_dialogues(console, folder, summary)
+    console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True)
+    if summary["model"] is None:
+        return
+    model = folder / summary["model"]
+    console.print(f"Talk to it: [bold]puna chat {model}[/]", soft_wrap=True)
+    console.print("\nNext, try:")
+    console.print("  [bold]puna chat smollm2[/]  (a real model of 135 million parameters)")
+    console.print(
+        f"  [bold]puna sft {model} --data my.jsonl[/]  (tune it on chats of your own, one "
+        '{"messages": [...]} a line)',
+        soft_wrap=True,
+    )
+
+
+def _show_dialogues(console: Console, folder: Path, summary: dict[str, Any]) -> None:
+    judged = [name for name in summary["evaluation"] if name not in ("untrained", "base")]
+    if not judged:
+        return
+    samples = json.loads((folder / f"evaluate-{judged[-1]}" / "samples.json").read_text())
+    for dialogue in samples["dialogues"][:_DIALOGUES]:
+        console.print(f"\n[bold green]you[/]  {dialogue['question']}", highlight=False)
+        console.print("[bold cyan]puna[/] ", end="")
+        console.print(dialogue["answer"], markup=False, highlight=False)

@@ -1,0 +1,109 @@
+"""A stage is a function from artifacts to artifacts, recorded in a manifest.
+
+Config, inputs and outputs are hashed: a finished stage is skipped, a killed one goes on from what
+it left, a changed one starts over.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from puna.core.events import EventLog
+from puna.core.files import sha256_file, sha256_value, write_json
+
+FORMAT = 1  # raised when a stage's outputs change their layout
+SCRATCH = "scratch"  # below a stage's folder: not an output, removed when the stage is done
+_MANIFEST, _STARTED = "manifest.json", "started.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a finished stage left."""
+
+    folder: Path
+    """Where its outputs lie."""
+    digest: str
+    """Hash over the outputs' names and contents."""
+    facts: dict[str, Any]
+    """Figures the stage reports."""
+    seconds: float
+    """Wall-clock time of the process that finished it."""
+    skipped: bool
+    """Whether it was found finished."""
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+    names = {f.relative_to(folder).as_posix(): f for f in files}
+    return {
+        name: sha256_file(file)
+        for name, file in names.items()
+        if name not in (_MANIFEST, _STARTED) and not name.startswith(f"{SCRATCH}/")
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _finished(folder: Path, fingerprint: str) -> Artifact | None:
+    """The stage's artifact if its manifest matches and every output is as it was written."""
+    manifest = _read(folder / _MANIFEST)
+    if manifest.get("fingerprint") != fingerprint or manifest["outputs"] != _outputs(folder):
+        return None
+    digest = sha256_value(manifest["outputs"])
+    return Artifact(folder, digest, manifest["facts"], manifest["seconds"], skipped=True)
+
+
+def run_stage(
+    root: Path,
+    name: str,
+    config: Mapping[str, Any],
+    inputs: Sequence[str],
+    work: Callable[[Path], dict[str, Any]],
+    events: EventLog,
+) -> Artifact:
+    """Run ``work`` in ``root/name`` unless it was done before with equal config and inputs.
+
+    Args:
+        config: JSON value of everything that shapes the outputs.
+        inputs: digests of the artifacts it reads.
+        work: given the folder, writes outputs there and returns figures as a JSON mapping; called
+            again after a kill, it finds what it left (below `SCRATCH` for unfinished work).
+    """
+    folder = root / name
+    fingerprint = sha256_value([FORMAT, name, config, list(inputs)])
+    if found := _finished(folder, fingerprint):
+        events.emit("stage_skip", stage=name)
+        return found
+    if folder.exists() and _read(folder / _STARTED).get("fingerprint") != fingerprint:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _MANIFEST).unlink(missing_ok=True)
+    write_json(folder / _STARTED, {"fingerprint": fingerprint})
+    events.emit("stage_start", stage=name)
+    started = time.perf_counter()
+    facts = work(folder)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+    outputs = _outputs(folder)
+    manifest = {
+        "stage": name,
+        "fingerprint": fingerprint,
+        "config": config,
+        "inputs": list(inputs),
+        "outputs": outputs,
+        "facts": facts,
+        "seconds": round(seconds, 3),
+    }
+    write_json(folder / _MANIFEST, manifest)
+    events.emit("stage_end", stage=name, seconds=round(seconds, 3))
+    return Artifact(folder, sha256_value(outputs), facts, seconds, skipped=False)

@@ -1,0 +1,100 @@
+"""Every figure of a run in one JSON file, and the table that shows them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from puna import __version__
+from puna.core.devices import describe_machine
+from puna.core.errors import UsageError
+from puna.core.files import write_json
+from puna.workflow.recipe import Recipe
+from puna.workflow.stage import Artifact
+
+SUMMARY = "summary.json"
+_MODELS = ("untrained", "base", "pretrain", "sft", "dpo")
+_ROWS = (
+    # figure, title, format
+    ("bits_per_byte", "Validation bits per byte", "{:.3f}"),
+    ("exact_match", "Held-out questions, exact match", "{:.1%}"),
+    ("capitals", "  of these: held-out capitals", "{:.1%}"),
+    ("stop_rate", "Ends its turn", "{:.1%}"),
+    ("in_format", "Answers in a known form", "{:.1%}"),
+    ("full_sentences", "Answers in a full sentence", "{:.1%}"),
+    ("preference_accuracy", "Held-out preference accuracy", "{:.1%}"),
+)
+
+
+def write_summary(folder: Path, recipe: Recipe, done: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Gather the stages' figures into ``summary.json``; returns them."""
+    evaluations = {m: done[f"evaluate-{m}"].facts for m in _MODELS if f"evaluate-{m}" in done}
+    trained = [name for name in ("pretrain", "sft", "dpo") if name in done]
+    summary = {
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "puna": __version__,
+        "machine": describe_machine(),
+        "model": str(Path(trained[-1]) / "model") if trained else None,
+        "stages": {
+            name: {"seconds": round(artifact.seconds, 2), **artifact.facts}
+            for name, artifact in done.items()
+            if not name.startswith("evaluate")
+        },
+        "evaluation": evaluations,
+    }
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run; raises `UsageError` when there are none."""
+    try:
+        found: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} holds no {SUMMARY}: name a finished run") from error
+    except ValueError as error:
+        raise UsageError(f"{folder / SUMMARY} is not JSON: run the recipe again") from error
+    return found
+
+
+def figure(facts: Mapping[str, Any], name: str) -> float | None:
+    """One figure of an evaluation; ``capitals`` is a kind of question."""
+    if name == "capitals":
+        value = facts.get("exact_match_by_kind", {}).get("capitals")
+    else:
+        value = facts.get(name)
+    return None if value is None else float(value)
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The before-and-after table as text: a head, then a row for each figure."""
+    models = summary["evaluation"]
+    baselines = summary["stages"].get("baselines")
+    rows = [["", *models]]
+    for name, title, form in _ROWS:
+        values = [figure(facts, name) for facts in models.values()]
+        if any(value is not None for value in values):
+            rows.append([title, *("" if v is None else form.format(v) for v in values)])
+        if name == "bits_per_byte" and baselines:
+            rows += [
+                ["  5-gram Kneser-Ney", f"{baselines['five_gram']:.3f}"],
+                ["  xz -9e, knowing the training text", f"{baselines['xz_primed']:.3f}"],
+                ["  xz -9e", f"{baselines['xz_alone']:.3f}"],
+            ]
+    width = len(rows[0])
+    return [row + [""] * (width - len(row)) for row in rows]
+
+
+def terminal_table(summary: Mapping[str, Any]) -> Table:
+    """The before-and-after table for a terminal."""
+    head, *rows = table_rows(summary)
+    table = Table(title="Before and after", title_justify="left")
+    table.add_column("")
+    for model in head[1:]:
+        table.add_column(model, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table

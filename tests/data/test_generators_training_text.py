@@ -1,0 +1,116 @@
+"""Generated training text: documents, chats and pairs teach what they claim to."""
+
+import re
+from collections import Counter, defaultdict
+
+import pytest
+from generator_samples import COUNTRIES, SEED
+
+from puna.data.generators import GeneratedText, generate_chats, generate_documents, generate_pairs
+from puna.data.generators.small_talk import TALKS
+
+
+def test_the_seed_alone_decides_the_text() -> None:
+    config = GeneratedText(exercises=50, geography=50, stories=50)
+
+    def everything(seed: int) -> list[object]:
+        return [
+            *generate_documents(seed, config, COUNTRIES),
+            *generate_chats(seed, 100, COUNTRIES),
+            *generate_pairs(seed, 100, COUNTRIES, held_out=False),
+        ]
+
+    assert everything(1) == everything(1)
+    assert everything(1) != everything(2)
+
+
+def test_counts_are_as_asked_and_keys_are_unique_within_a_source() -> None:
+    config = GeneratedText(exercises=30, geography=20, stories=10)
+    documents = list(generate_documents(SEED, config, COUNTRIES))
+    counts = Counter(document.source for document in documents)
+    assert counts == {
+        "generated-exercises": 30,
+        "generated-geography": 20,
+        "generated-stories": 10,
+    }
+    assert len({(document.source, document.key) for document in documents}) == 60
+
+
+def test_documents_rarely_repeat() -> None:
+    config = GeneratedText(exercises=1_000, geography=1_000, stories=1_000)
+    texts = [document.text for document in generate_documents(SEED, config, COUNTRIES)]
+    assert len(set(texts)) > 0.98 * len(texts)
+
+
+def test_statements_of_sums_in_documents_are_true() -> None:
+    config = GeneratedText(exercises=1_000, geography=0, stories=0)
+    for document in generate_documents(SEED, config, ()):
+        for a, sign, b, c in re.findall(r"(\d+) ([-+]) (\d+) = (\d+)", document.text):
+            assert int(c) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
+        for a, b in re.findall(r"Twice (\d+) is (\d+)", document.text):
+            assert int(b) == 2 * int(a)
+        for low, high in re.findall(r"(\d+) < (\d+)", document.text):
+            assert int(low) < int(high)
+
+
+def test_every_country_has_its_capital_stated_in_several_ways() -> None:
+    config = GeneratedText(exercises=0, geography=1_200, stories=0)
+    ways = defaultdict(set)
+    for document in generate_documents(SEED, config, COUNTRIES):
+        for sentence in re.split(r"(?<=[.!])\s", document.text):
+            for country in COUNTRIES:
+                if country.name in sentence and country.capital in sentence:
+                    shape = sentence.replace(country.name, "C").replace(country.capital, "V")
+                    ways[country.name].add(re.sub(r"\d+", "#", shape))
+    assert len(ways) == len(COUNTRIES)
+    assert min(map(len, ways.values())) >= 4
+
+
+def test_stories_hold_no_numbers_and_no_unfilled_field() -> None:
+    config = GeneratedText(exercises=0, geography=0, stories=500)
+    for document in generate_documents(SEED, config, ()):
+        assert not re.search(r"[\d{}]", document.text)
+        assert 100 <= len(document.text) <= 450
+
+
+def test_chats_alternate_and_end_with_an_answer() -> None:
+    for chat in generate_chats(SEED, 2_000, COUNTRIES):
+        roles = [message.role for message in chat.messages]
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns in (["user", "assistant"], ["user", "assistant"] * 2)
+        assert all(message.content for message in chat.messages)
+
+
+def test_half_the_answers_are_curt_whether_or_not_there_is_a_system_prompt() -> None:
+    curt: dict[bool, list[bool]] = {True: [], False: []}
+    for chat in generate_chats(SEED, 8_000, COUNTRIES):
+        if chat.kind in ("addition", "subtraction"):
+            answer = chat.messages[-1].content
+            curt[chat.messages[0].role == "system"].append(answer.isdigit())
+    for group in curt.values():
+        assert sum(group) / len(group) == pytest.approx(0.5, abs=0.05)
+
+
+def test_small_talk_of_every_topic_occurs_and_names_the_model() -> None:
+    chats = list(generate_chats(SEED, 8_000, COUNTRIES))
+    topics = {key for chat in chats for key in chat.key.split("|") if key.startswith("talk:")}
+    assert topics == {f"talk:{talk.topic}" for talk in TALKS}
+    asked = [c.messages for c in chats if c.messages[-2].content == "Who are you?"]
+    assert asked
+    assert all("Puna" in messages[-1].content for messages in asked)
+
+
+def test_small_talk_never_has_one_prompt_under_two_topics() -> None:
+    prompts = [prompt for talk in TALKS for prompt in talk.prompts]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_pairs_prefer_sentences_to_curt_answers_and_truth_to_error() -> None:
+    pairs = list(generate_pairs(SEED, 2_000, COUNTRIES, held_out=False))
+    assert Counter(pair.kind for pair in pairs) == {"style": 1_000, "truth": 1_000}
+    for pair in pairs:
+        assert pair.chosen != pair.rejected
+        if pair.kind == "style":
+            assert pair.rejected in pair.chosen
+            # Were it the sentence's beginning, no model could find the sentence more probable.
+            assert not pair.chosen.startswith(pair.rejected)
