@@ -60,7 +60,7 @@ _WHICH_COLOUR = Form(
     prompts=(
         "The {first} is {x}. The {second} is {y}. What colour is the {asked}?",
         "The {first} is {x} and the {second} is {y}. What colour is the {asked}?",
-        "There is a {first}, it is {x}. There is a {second}, it is {y}. "
+        "I see a {first}, it is {x}. I see a {second}, it is {y}. "
         "What colour is the {asked}?",
     ),
     full="The {asked} is {answer}.",

@@ -1,0 +1,158 @@
+"""The model against transformers' Llama: an independent implementation of the same function."""
+
+import pytest
+import torch
+from transformers import LlamaConfig as PeerConfig
+from transformers import LlamaForCausalLM as Peer
+
+from puna.model import KVCache, Llama, LlamaConfig
+
+# Sums of a few hundred fp32 products in another order differ by a few parts in 10^6.
+TOLERANCE = 1e-5
+SCALING = {"factor": 8.0, "original_context": 8192}
+SHAPES = {
+    "multi-head": {"n_heads": 4, "n_kv_heads": 4},
+    "grouped": {"n_heads": 4, "n_kv_heads": 2},
+    "multi-query": {"n_heads": 6, "n_kv_heads": 1, "dim": 96},
+    "wide heads": {"n_heads": 4, "n_kv_heads": 2, "head_dim": 32},
+    "tied": {"n_heads": 4, "n_kv_heads": 2, "tie_embeddings": True},
+    "scaled": {"n_heads": 4, "n_kv_heads": 2, "rope_scaling": SCALING, "context": 131_072},
+    "scaled by 32": {
+        "n_heads": 8,
+        "n_kv_heads": 2,
+        "rope_scaling": SCALING | {"factor": 32.0},
+        "context": 131_072,
+        "tie_embeddings": True,
+    },
+}
+
+
+def build(**changes: object) -> Llama:
+    fields = {"vocab_size": 97, "dim": 64, "n_layers": 3, "ffn_dim": 112, "context": 16_384}
+    model = Llama(LlamaConfig.parse(fields | changes, where="test"))
+    model.init_weights(seed=5)
+    with torch.no_grad():  # weights large enough that every part matters
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def peer_of(model: Llama) -> Peer:
+    config = model.config
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling:
+        rope = {
+            "rope_type": "llama3",
+            "rope_theta": config.rope_theta,
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_context,
+        }
+    peer = Peer(
+        PeerConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.ffn_dim,
+            num_hidden_layers=config.n_layers,
+            num_attention_heads=config.n_heads,
+            num_key_value_heads=config.n_kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.norm_eps,
+            tie_word_embeddings=config.tie_embeddings,
+            rope_parameters=rope,
+        )
+    )
+    missing, unexpected = peer.load_state_dict(model.state_dict(), strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    if config.tie_embeddings:
+        peer.tie_weights()
+    return peer.eval()
+
+
+def random_ids(batch: int, time: int) -> torch.Tensor:
+    return torch.randint(0, 97, (batch, time), generator=torch.Generator().manual_seed(11))
+
+
+def assert_equal(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_logits_equal_the_peers(shape: str) -> None:
+    model = build(**SHAPES[shape])
+    ids = random_ids(2, 70)
+    assert_equal(model(ids), peer_of(model)(ids).logits)
+
+
+@pytest.mark.parametrize("shape", ["grouped", "scaled", "scaled by 32"])
+@torch.inference_mode()
+def test_logits_past_the_original_context_equal_the_peers(shape: str) -> None:
+    model = build(**SHAPES[shape])
+    ids = random_ids(1, 24)
+    positions = torch.arange(9_000, 9_024)[None]
+    theirs = peer_of(model)(ids, position_ids=positions, use_cache=False).logits
+    assert_equal(model(ids, positions_bt=positions), theirs)
+
+
+@torch.inference_mode()
+def test_a_whole_row_longer_than_the_original_context_equals_the_peers() -> None:
+    model = build(**SHAPES["scaled"], n_layers=1)
+    ids = random_ids(1, 8_300)
+    assert_equal(model(ids)[:, -50:], peer_of(model)(ids, use_cache=False).logits[:, -50:])
+
+
+@pytest.mark.parametrize("shape", ["grouped", "tied", "scaled"])
+@torch.inference_mode()
+def test_packed_documents_equal_the_peers_on_each_document_alone(shape: str) -> None:
+    model = build(**SHAPES[shape])
+    lengths = [13, 1, 30, 20]
+    ids = random_ids(1, sum(lengths))
+    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None]
+    packed = model(ids, positions_bt=positions, documents_bt=documents)
+    peer = peer_of(model)
+    alone = [peer(part).logits for part in ids.split(lengths, dim=1)]
+    assert_equal(packed, torch.cat(alone, dim=1))
+
+
+@pytest.mark.parametrize("shape", ["grouped", "multi-query", "scaled"])
+@torch.inference_mode()
+def test_logits_with_a_cache_equal_the_peers_without(shape: str) -> None:
+    model = build(**SHAPES[shape])
+    ids = random_ids(2, 40)
+    cache = KVCache(model.config, batch=2, capacity=40)
+    positions = torch.arange(40).expand(2, 40)
+    parts = [(0, 25), (25, 26), (26, 27), (27, 40)]
+    pieces = [model(ids[:, a:b], positions_bt=positions[:, a:b], cache=cache) for a, b in parts]
+    assert_equal(torch.cat(pieces, dim=1), peer_of(model)(ids).logits)
+
+
+@torch.inference_mode()
+def test_rows_of_unequal_length_share_a_cache() -> None:
+    model = build(**SHAPES["grouped"])
+    ids = random_ids(2, 30)
+    lengths = torch.tensor([7, 20])
+    cache = KVCache(model.config, batch=2, capacity=30)
+    # The shorter row's padding is written, never seen, and overwritten as the row grows.
+    model(ids[:, :20], positions_bt=torch.arange(20).expand(2, 20), cache=cache)
+    step = torch.stack([ids[0, 7:8], ids[1, 20:21]])
+    logits = model(step, positions_bt=lengths[:, None], cache=cache)
+    peer = peer_of(model)
+    assert_equal(logits[0, -1], peer(ids[:1, :8]).logits[0, -1])
+    assert_equal(logits[1, -1], peer(ids[1:, :21]).logits[0, -1])
+
+
+def test_gradients_equal_the_peers() -> None:
+    model = build(**SHAPES["tied"])
+    peer = peer_of(model)
+    ids = random_ids(2, 33)
+    torch.nn.functional.cross_entropy(
+        model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    ).backward()
+    peer(ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert_equal(parameter.grad, peer.get_parameter(name).grad)
