@@ -111,6 +111,7 @@ def loss_plot(stage: str, steps: Sequence[Event]) -> Plot:
         axes.plot([], [], color=_INK, ls="--", lw=1, alpha=0.6, label="learning rate (right)")
         rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         rate.set_ylim(bottom=0)
+        axes.set_xlim(0, steps[-1]["steps"])
         axes.legend(loc="upper right")
         svg = _svg(figure)
     last = steps[-1]
@@ -135,6 +136,7 @@ def reward_plot(stage: str, steps: Sequence[Event]) -> Plot:
             axes.plot([], [], color=colour, label=label)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axes.set_xlim(0, steps[-1]["steps"])
         axes.legend(loc="lower right")
         svg = _svg(figure)
     last = steps[-1]
@@ -205,6 +207,7 @@ def _line(
         alpha=0.45 if faint else 1.0,
         marker="o" if len(steps) < 4 and not dashed else None,
         markersize=4,
+        clip_on=False,
         label=label,
     )
 

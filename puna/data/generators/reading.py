@@ -60,8 +60,7 @@ _WHICH_COLOUR = Form(
     prompts=(
         "The {first} is {x}. The {second} is {y}. What colour is the {asked}?",
         "The {first} is {x} and the {second} is {y}. What colour is the {asked}?",
-        "I see a {first}, it is {x}. I see a {second}, it is {y}. "
-        "What colour is the {asked}?",
+        "I see the {first}, it is {x}. I see the {second}, it is {y}. What colour is the {asked}?",
     ),
     full="The {asked} is {answer}.",
     statements=("The {first} is {x}, the {second} is {y}. So the {asked} is {answer}.",),
