@@ -26,7 +26,7 @@ from puna.formats import load_model, load_tokenizer
 from puna.formats.resolve import smollm2_folder
 from puna.model import cross_entropy_sum
 from puna.training import LoopConfig
-from puna.training.optimizer import build_optimizer, scale_and_clip
+from puna.training.optimizer import build_optimizers, learning_rate, scale_and_clip, update
 
 BATCH, TIME = 4, 512
 LEARNING_RATE = 1e-5
@@ -43,7 +43,7 @@ def puna_step(compiled: bool) -> Callable[[], float]:
     model, _ = load_model("smollm2")
     model.compute_dtype = torch.bfloat16
     config = LoopConfig(steps=1, batch_rows=BATCH, learning_rate=LEARNING_RATE)
-    optimizer = build_optimizer(model, config)
+    optimizers = build_optimizers(model, config)
     ids = batch()
     labels = torch.cat([ids[:, 1:], torch.full((BATCH, 1), -100)], dim=1)
     if compiled:
@@ -53,8 +53,7 @@ def puna_step(compiled: bool) -> Callable[[], float]:
         loss, count = cross_entropy_sum(model.hidden(ids), model.head_weight(), labels)
         loss.backward()
         scale_and_clip(model, count, config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        update(optimizers, learning_rate(config, 0))
         return float(loss.detach()) / count
 
     return step

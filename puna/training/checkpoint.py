@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from puna.core.errors import PunaError
 from puna.core.files import explain_os_errors, new_folder, sha256_file, write_json
+from puna.training.optimizer import states
 
 KEPT = 2  # the newest, and one before it should the newest be damaged
 _TENSORS, _STATE = "state.safetensors", "checkpoint.json"
@@ -30,12 +32,12 @@ class Progress:
     """Time spent in steps, over all processes that worked on this run."""
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value
-    return tensors
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter, optimizer in states(model, optimizers)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -43,10 +45,10 @@ def _folders(root: Path) -> Iterator[Path]:
     yield from sorted(root.glob("step-*"), reverse=True)
 
 
-def save(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> None:
+def save(root: Path, model: nn.Module, optimizers: Sequence[Optimizer], at: Progress) -> None:
     """Write a checkpoint of this moment below ``root``, then remove all but the newest two."""
     tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
-    tensors |= _optimizer_tensors(model, optimizer)
+    tensors |= _optimizer_tensors(model, optimizers)
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -67,7 +69,7 @@ def save(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, at: Pro
         shutil.rmtree(old)
 
 
-def restore(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+def restore(root: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> Progress | None:
     """Load the newest checkpoint that is whole; None when there is none.
 
     A damaged one (its checksum differs) is passed over for the one before it.
@@ -79,14 +81,14 @@ def restore(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> P
                 continue
         except (OSError, ValueError, KeyError):
             continue
-        _load(load_file(folder / _TENSORS), model, optimizer)
+        _load(load_file(folder / _TENSORS), model, optimizers)
         return Progress(**state)
     return None
 
 
-def _load(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _load(tensors: dict[str, Tensor], model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter, optimizer in states(model, optimizers):
             parameter.copy_(tensors[f"model.{name}"])
             prefix = f"optimizer.{name}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

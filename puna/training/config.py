@@ -16,6 +16,8 @@ class LoopConfig(Config):
     """Rows of data in one optimizer step, over all processes and micro-batches."""
     micro_rows: int = Field(default=0, ge=0)
     """Rows in one forward pass; 0 takes the whole batch at once."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, as Llama 3; or Muon for the blocks' matrices: far fewer steps."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)

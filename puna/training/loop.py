@@ -7,7 +7,7 @@ result does not depend on how the batch was cut into micro-batches.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from puna.training import checkpoint
 from puna.training.checkpoint import Progress
 from puna.training.config import LoopConfig
 from puna.training.interrupt import Interrupted, deferred_interrupt
-from puna.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+from puna.training.optimizer import build_optimizers, learning_rate, scale_and_clip, update
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _step(
     model: Llama,
     objective: Objective,
     batches: list[Any],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     config: LoopConfig,
     step: int,
 ) -> tuple[_Window, float]:
@@ -91,10 +91,7 @@ def _step(
             "the last checkpoint is intact"
         )
     norm = scale_and_clip(model, done.count, config.clip_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    optimizer.step()
-    optimizer.zero_grad()
+    update(optimizers, learning_rate(config, step))
     return done, norm
 
 
@@ -122,8 +119,8 @@ def train(
     Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
     finite.
     """
-    optimizer = build_optimizer(model, config)
-    at = checkpoint.restore(checkpoints, model, optimizer) or Progress(0, 0, 0.0)
+    optimizers = build_optimizers(model, config)
+    at = checkpoint.restore(checkpoints, model, optimizers) or Progress(0, 0, 0.0)
     if at.step:
         events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
     flops_per_token = model.config.flops_per_token(attended)
@@ -136,7 +133,7 @@ def train(
     with deferred_interrupt() as stop_asked:
         while at.step < config.steps:
             started = time.perf_counter()
-            done, norm = _step(model, objective, source(at.step), optimizer, config, at.step)
+            done, norm = _step(model, objective, source(at.step), optimizers, config, at.step)
             done.seconds = time.perf_counter() - started
             at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
             window.add(done)
@@ -159,7 +156,7 @@ def train(
                 )
                 window = _Window()
             if at.step % config.checkpoint_every == 0 or last or stop_asked.made:
-                checkpoint.save(checkpoints, model, optimizer, at)
+                checkpoint.save(checkpoints, model, optimizers, at)
                 events.emit("checkpoint", stage=stage, step=at.step)
             if stop_asked.made and not last:
                 raise Interrupted(

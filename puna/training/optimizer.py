@@ -1,9 +1,11 @@
-"""AdamW and the learning rate of each step."""
+"""The optimizers of a run, and the learning rate of each step."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from puna.training.config import LoopConfig
 
@@ -21,16 +23,47 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def build_optimizer(model: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices and none on norm weights; one fused kernel per step."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True
+def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+
+    Norm weights are not decayed. Muon (Jordan 2024) orthogonalises each matrix's momentum; its
+    steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so one
+    learning rate serves both.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if p.ndim == 2 and ".layers." in name]
+    outer = [p for name, p in named if p.ndim == 2 and ".layers." not in name]
+    norms = [p for _, p in named if p.ndim < 2]
+    if config.optimizer == "adamw":
+        return [_adamw(inner + outer, norms, config)]
+    muon = torch.optim.Muon(
+        inner,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
     )
+    return [muon, _adamw(outer, norms, config)]
+
+
+def _adamw(
+    matrices: list[nn.Parameter], norms: list[nn.Parameter], config: LoopConfig
+) -> Optimizer:
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": norms, "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+
+
+def states(
+    model: nn.Module, optimizers: Sequence[Optimizer]
+) -> Iterator[tuple[str, Tensor, Optimizer]]:
+    """(name, parameter, the optimizer that owns it) of every trained parameter."""
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter in owner:
+            yield name, parameter, owner[parameter]
 
 
 @torch.no_grad()
@@ -44,3 +77,12 @@ def scale_and_clip(model: nn.Module, count: int, clip_norm: float) -> float:
     factor = min(1.0, clip_norm / (norm + 1e-6)) / count
     torch._foreach_mul_(gradients, factor)
     return norm
+
+
+def update(optimizers: Sequence[Optimizer], rate: float) -> None:
+    """Take one step at this learning rate and clear the gradients."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()

@@ -23,8 +23,6 @@ from puna.tokenizer import Message, Tokenizer
 from puna.workflow.corpus_stages import TRAIN, VALIDATION
 from puna.workflow.recipe import EvaluateStage
 
-_SHOWN_MISSES = 12
-
 
 def run_baselines(data: Path, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:
     """Bits per byte of plain methods on the validation text."""

@@ -63,7 +63,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def figure(facts: Mapping[str, Any], name: str) -> float | None:
     """One figure of an evaluation; ``capitals`` is a kind of question."""
     if name == "capitals":
-        value = facts.get("exact_match_by_kind", {}).get("capitals")
+        value = facts.get("exact_match_by_kind", {}).get("capital")
     else:
         value = facts.get(name)
     return None if value is None else float(value)

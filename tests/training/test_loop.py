@@ -14,7 +14,7 @@ from puna.data import Batch, PackedRows
 from puna.model import IGNORED, Llama
 from puna.training import LoopConfig, Outcome, PackedSource, next_token, train
 from puna.training.interrupt import Interrupted
-from puna.training.optimizer import build_optimizer, learning_rate
+from puna.training.optimizer import build_optimizers, learning_rate
 
 New = Callable[[], Llama]
 
@@ -73,9 +73,11 @@ def test_micro_batches_do_not_change_the_result(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resumed_run_ends_bit_identical(
-    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path
+    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path, optimizer: str
 ) -> None:
+    loop = loop.model_copy(update={"optimizer": optimizer})
     undisturbed = new_model()
     run(undisturbed, rows, loop, tmp_path / "a")
 
@@ -159,10 +161,23 @@ def test_the_learning_rate_warms_up_then_falls_along_a_cosine() -> None:
 
 
 def test_norm_weights_are_not_decayed(new_model: New, loop: LoopConfig) -> None:
-    decayed, kept = build_optimizer(new_model(), loop).param_groups
+    (adamw,) = build_optimizers(new_model(), loop)
+    decayed, kept = adamw.param_groups
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in kept["params"]} == {1}
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest(
+    new_model: New, loop: LoopConfig
+) -> None:
+    model = new_model()
+    muon, adamw = build_optimizers(model, loop.model_copy(update={"optimizer": "muon"}))
+    inner = {p for block in model.model.layers for p in block.parameters() if p.ndim == 2}
+    assert set(muon.param_groups[0]["params"]) == inner
+    matrices, norms = (set(group["params"]) for group in adamw.param_groups)
+    assert inner | matrices | norms == set(model.parameters())
+    assert {p.ndim for p in norms} == {1}
 
 
 def test_bf16_activations_keep_weights_and_gradients_in_fp32(

@@ -45,7 +45,7 @@ def test_weights_after_fifteen_kills_equal_those_of_an_undisturbed_run(
     finish(start(recipe_file, tmp_path / "calm"))
     rng = random.Random(11)
     events = tmp_path / "killed" / "tiny" / "events.jsonl"
-    kills = {stage: 0 for stage in STAGES}
+    kills = dict.fromkeys(STAGES, 0)
     for stage in STAGES:
         # Six steps forward each time, so five kills fall inside the forty steps of a stage.
         for goal in range(6, 6 * KILLS + 1, 6):
