@@ -1,6 +1,8 @@
 """The stages before any model: the corpus, and the tokenizer trained on it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +22,33 @@ from puna.data.generators import evaluation_questions, evaluation_strings, gener
 from puna.tokenizer import Tokenizer
 from puna.workflow.recipe import DataStage, TokenizerStage
 
+_ROLES = ["system user assistant"]  # so that a chat's headers cost a token or two each
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
 _SEARCHED_PER_KIND = 200  # held-out questions looked for in the training text
 
 
-def countries_or_none() -> Sequence[Country]:
-    """The countries, or none where their wheel cannot be had: the questions on them fall away."""
+@dataclass(frozen=True)
+class Exercises:
+    """What the generators draw from: how often each kind, and which countries there are."""
+
+    kinds: Mapping[str, float]
+    countries: Sequence[Country]
+
+
+def exercises(kinds: Mapping[str, float]) -> Exercises:
+    """Kinds with the countries; where their wheel cannot be had, questions on them fall away."""
     try:
-        return read_countries()
+        return Exercises(kinds, read_countries())
     except WheelUnavailable:
-        return ()
+        return Exercises(kinds, ())
 
 
-def run_data(config: DataStage, seed: int, events: EventLog, folder: Path) -> dict[str, Any]:
+def run_data(
+    config: DataStage, seed: int, drawn: Exercises, events: EventLog, folder: Path
+) -> dict[str, Any]:
     """Read, clean and split the documents; write them with their card."""
-    countries = countries_or_none()
-    generated = list(generate_documents(seed, config.generated, countries))
-    questions = evaluation_questions(seed, _SEARCHED_PER_KIND, countries)
+    generated = list(generate_documents(seed, config.generated, drawn.countries, drawn.kinds))
+    questions = evaluation_questions(seed, _SEARCHED_PER_KIND, drawn.countries, drawn.kinds)
     corpus = build_corpus(config.corpus, seed, evaluation_strings(questions), generated)
     for name, reason in corpus.report.missing.items():
         events.emit("note", text=f"without {name}: {reason}")
@@ -70,7 +82,7 @@ def run_tokenizer(
     """Train the tokenizer on the training documents."""
     documents = read_documents(data / TRAIN)
     tokenizer = Tokenizer.train(
-        (document.text for document in documents),
+        chain((document.text for document in documents), _ROLES * len(documents)),
         config.vocab_size,
         digit_group=config.digit_group,
         n_special=config.n_special,

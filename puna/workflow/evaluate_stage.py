@@ -1,14 +1,15 @@
 """The stage that judges a model, run before the first training stage and after each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from puna.core.events import EventLog
 from puna.core.files import write_json
-from puna.data import Country, read_documents
+from puna.data import read_documents
 from puna.data.generators import evaluation_questions, generate_pairs
+from puna.data.generators.kinds import GEOGRAPHY_KINDS
 from puna.evaluation import (
     bits_per_byte,
     exact_match,
@@ -20,7 +21,7 @@ from puna.evaluation import (
 from puna.inference import generate
 from puna.model import Llama
 from puna.tokenizer import Message, Tokenizer
-from puna.workflow.corpus_stages import TRAIN, VALIDATION
+from puna.workflow.corpus_stages import TRAIN, VALIDATION, Exercises
 from puna.workflow.recipe import EvaluateStage
 
 
@@ -38,19 +39,22 @@ def run_evaluate(
     seed: int,
     load: Callable[[], tuple[Llama, Tokenizer]],
     data: Path | None,
-    countries: Sequence[Country],
+    drawn: Exercises,
     events: EventLog,
     folder: Path,
 ) -> dict[str, Any]:
     """Judge one model: likelihood, held-out questions, preferences; and let it talk."""
     model, tokenizer = load()
-    questions = evaluation_questions(seed, config.questions_per_kind, countries)
+    questions = evaluation_questions(seed, config.questions_per_kind, drawn.countries, drawn.kinds)
     answers = model_answers(model, tokenizer, max_new_tokens=config.max_new_tokens)
-    match = exact_match(answers, questions)
-    pairs = list(generate_pairs(seed, config.pairs, countries, held_out=True))
+    facts_asked = [q for q in questions if q.kind in GEOGRAPHY_KINDS]
+    match = exact_match(answers, [q for q in questions if q.kind not in GEOGRAPHY_KINDS])
+    known = exact_match(answers, facts_asked) if facts_asked else None
+    pairs = list(generate_pairs(seed, config.pairs, drawn.countries, drawn.kinds, held_out=True))
     preferences = preference_accuracy(pair_logprobs(model, tokenizer, pairs))
     facts: dict[str, Any] = {
         "exact_match": match.accuracy,
+        "facts": known.by_kind if known else {},
         "exact_match_by_kind": match.by_kind,
         "questions": match.n,
         "stop_rate": match.stopped,
@@ -63,7 +67,10 @@ def run_evaluate(
     if data is not None:
         texts = [document.text for document in read_documents(data / VALIDATION)]
         facts["bits_per_byte"] = bits_per_byte(model, tokenizer, texts).bits_per_byte
-    write_json(folder / "misses.json", [asdict(miss) for miss in match.misses])
+    write_json(
+        folder / "misses.json",
+        [asdict(m) for m in (*match.misses, *(known.misses if known else ()))],
+    )
     write_json(folder / "samples.json", _samples(config, model, tokenizer))
     events.emit("evaluation", stage=folder.name, **facts)
     return facts

@@ -10,7 +10,8 @@ from rich.table import Table
 from puna.core.devices import default_device
 from puna.core.events import EventLog
 from puna.formats import load_model
-from puna.workflow.corpus_stages import countries_or_none
+from puna.data.generators.kinds import WEIGHTS
+from puna.workflow.corpus_stages import exercises
 from puna.workflow.evaluate_stage import run_evaluate
 from puna.workflow.recipe import EvaluateStage
 from puna.workflow.summary import table_rows
@@ -21,9 +22,7 @@ def judge(model: str, questions_per_kind: int, pairs: int, seed: int) -> dict[st
     config = EvaluateStage(questions_per_kind=questions_per_kind, pairs=pairs)
     load = partial(load_model, model, device=default_device())
     with TemporaryDirectory() as scratch:
-        return run_evaluate(
-            config, seed, load, None, countries_or_none(), EventLog(), Path(scratch)
-        )
+        return run_evaluate(config, seed, load, None, exercises(WEIGHTS), EventLog(), Path(scratch))
 
 
 def judgement_table(model: str, facts: dict[str, Any]) -> Table:

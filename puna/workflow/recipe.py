@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from puna.alignment import DPOConfig
 from puna.core.config import Config, apply_overrides, load_yaml
 from puna.core.errors import UsageError
 from puna.data import CorpusConfig
 from puna.data.generators import GeneratedText
+from puna.data.generators.kinds import WEIGHTS
 from puna.inference import Sampling
 from puna.model import LlamaConfig, llama_config
 from puna.training import LoopConfig
@@ -179,6 +180,8 @@ class Recipe(Config):
     """Fixes everything drawn at random, order of the data included."""
     track: Tracker = "none"
     """Also report to ``wandb`` or ``tensorboard``."""
+    kinds: dict[str, PositiveFloat] = WEIGHTS
+    """How often the generators draw each kind of exercise; a kind not named is not drawn."""
     stages: Stages
     """What is done, in order."""
 

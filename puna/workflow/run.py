@@ -14,11 +14,10 @@ from puna.core.devices import default_device, describe_machine
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.files import sha256_file, sha256_folder, sha256_value, write_text
-from puna.data import Country
 from puna.formats import load_model
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
-from puna.workflow.corpus_stages import countries_or_none, run_data, run_tokenizer
+from puna.workflow.corpus_stages import Exercises, exercises, run_data, run_tokenizer
 from puna.workflow.evaluate_stage import run_baselines, run_evaluate
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
@@ -39,12 +38,13 @@ class Run:
     recipe: Recipe
     folder: Path
     events: EventLog
-    countries: Sequence[Country]
+    drawn: Exercises
     done: dict[str, Artifact] = field(default_factory=dict)
 
     def stage(self, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
-        """Run one stage with the recipe's seed as part of its config."""
-        settings = {"seed": self.recipe.seed, **config.model_dump(mode="json")}
+        """Run one stage with the recipe's seed and kinds as part of its config."""
+        shared = {"seed": self.recipe.seed, "kinds": self.recipe.kinds}
+        settings = {**shared, **config.model_dump(mode="json")}
         self.done[name] = run_stage(self.folder, name, settings, inputs, work, self.events)
         return self.done[name]
 
@@ -65,7 +65,7 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
     events = EventLog(folder / "events.jsonl", readers)
     events.emit("run_start", name=recipe.name, machine=describe_machine())
     try:
-        run = Run(recipe, folder, events, countries_or_none())
+        run = Run(recipe, folder, events, exercises(recipe.kinds))
         _stages(run)
         summary = write_summary(folder, recipe, run.done)
         write_report(folder, summary)
@@ -104,7 +104,9 @@ def _corpus(run: Run) -> None:
     assert stages.data is not None
     files = [c.path for c in stages.data.corpus.sources.values() if c.path is not None]
     inputs = [_digest(path) for path in files]
-    data = run.stage("data", stages.data, inputs, partial(run_data, stages.data, seed, run.events))
+    data = run.stage(
+        "data", stages.data, inputs, partial(run_data, stages.data, seed, run.drawn, run.events)
+    )
     if not stages.tokenizer:
         return
     work = partial(run_tokenizer, stages.tokenizer, data.folder, run.events)
@@ -135,7 +137,7 @@ def _sft(run: Run, before: Artifact | None) -> Artifact:
         base, known = config.base, _base_digest(config.base)
         _judge(run, "base", known, partial(load_model, base, device=default_device()))
     inputs = [known, *(_digest(path) for path in config.files)]
-    work = partial(run_sft, config, run.recipe.seed, base, run.countries, run.events)
+    work = partial(run_sft, config, run.recipe.seed, base, run.drawn, run.events)
     return _trained(run, "sft", config, inputs, work)
 
 
@@ -143,7 +145,7 @@ def _dpo(run: Run, before: Artifact) -> Artifact:
     config = run.recipe.stages.dpo
     assert config is not None
     base = before.folder / "model"
-    work = partial(run_dpo, config, run.recipe.seed, base, run.countries, run.events)
+    work = partial(run_dpo, config, run.recipe.seed, base, run.drawn, run.events)
     return _trained(run, "dpo", config, [before.digest], work)
 
 
@@ -174,5 +176,5 @@ def _judge(run: Run, name: str, digest: str, load: Callable[[], tuple[Llama, Tok
         return
     data = run.done.get("data")
     folder = data.folder if data else None
-    work = partial(run_evaluate, config, run.recipe.seed, load, folder, run.countries, run.events)
+    work = partial(run_evaluate, config, run.recipe.seed, load, folder, run.drawn, run.events)
     run.stage(f"{EVALUATE}-{name}", config, [digest, *([data.digest] if data else [])], work)

@@ -20,7 +20,7 @@ _ROWS = (
     # figure, title, format
     ("bits_per_byte", "Validation bits per byte", "{:.3f}"),
     ("exact_match", "Held-out questions, exact match", "{:.1%}"),
-    ("capitals", "  of these: held-out capitals", "{:.1%}"),
+    ("capitals", "Held-out capitals", "{:.1%}"),
     ("stop_rate", "Ends its turn", "{:.1%}"),
     ("in_format", "Answers in a known form", "{:.1%}"),
     ("full_sentences", "Answers in a full sentence", "{:.1%}"),
@@ -62,10 +62,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def figure(facts: Mapping[str, Any], name: str) -> float | None:
     """One figure of an evaluation; ``capitals`` is a kind of question."""
-    if name == "capitals":
-        value = facts.get("exact_match_by_kind", {}).get("capital")
-    else:
-        value = facts.get(name)
+    value = facts.get("facts", {}).get("capital") if name == "capitals" else facts.get(name)
     return None if value is None else float(value)
 
 
@@ -80,6 +77,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             rows.append([title, *("" if v is None else form.format(v) for v in values)])
         if name == "bits_per_byte" and baselines:
             rows += [
+                ["  5-byte PPMd, knowing the training text", f"{baselines['ppmd']:.3f}"],
                 ["  5-gram Kneser-Ney", f"{baselines['five_gram']:.3f}"],
                 ["  xz -9e, knowing the training text", f"{baselines['xz_primed']:.3f}"],
                 ["  xz -9e", f"{baselines['xz_alone']:.3f}"],

@@ -20,7 +20,6 @@ from puna.core.files import sha256_value
 from puna.core.random import stable_seed
 from puna.core.wheels import WheelUnavailable
 from puna.data import (
-    Country,
     NamedChat,
     PackedRows,
     read_chats,
@@ -37,7 +36,7 @@ from puna.pretraining import encode_documents
 from puna.tokenizer import Message, Tokenizer
 from puna.training import LoopConfig, PackedSource, next_token, train
 from puna.training.loop import Objective, Source, compute_dtype
-from puna.workflow.corpus_stages import TRAIN
+from puna.workflow.corpus_stages import TRAIN, Exercises
 from puna.workflow.recipe import DPOStage, PretrainStage, SFTStage
 from puna.workflow.stage import SCRATCH
 
@@ -107,7 +106,7 @@ def run_pretrain(
 
 
 def _chats(
-    config: SFTStage, seed: int, countries: Sequence[Country], tokenizer: Tokenizer
+    config: SFTStage, seed: int, drawn: Exercises, tokenizer: Tokenizer
 ) -> tuple[list[NamedChat], list[NamedChat]]:
     """Chats to train on and those of the user's files that are held out."""
     chats: list[NamedChat] = []
@@ -116,7 +115,7 @@ def _chats(
         kept, aside = split_chats(read_chats(path), config.held_out_fraction, seed)
         chats += kept
         held_out += aside
-    generated = generate_chats(seed, config.generated_chats, countries)
+    generated = generate_chats(seed, config.generated_chats, drawn.countries, drawn.kinds)
     chats += [NamedChat(f"generated chat {i}", chat.messages) for i, chat in enumerate(generated)]
     if config.dialogue_repeats:
         fitting = (c for c in _dialogues() if _length(tokenizer, c) <= config.row_length)
@@ -142,12 +141,12 @@ def _dialogues() -> list[NamedChat]:
 
 
 def run_sft(
-    config: SFTStage, seed: int, base: str | Path, countries: Sequence[Country], events: EventLog,
+    config: SFTStage, seed: int, base: str | Path, drawn: Exercises, events: EventLog,
     folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Tune the base model on chats, only the answers trained."""
     model, tokenizer = load_model(base, device=default_device())
-    chats, held_out = _chats(config, seed, countries, tokenizer)
+    chats, held_out = _chats(config, seed, drawn, tokenizer)
     items = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in chats]
     aside = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in held_out]
     tokens = write_tokens(folder / SCRATCH / "tokens", items, tokenizer.vocab_size)
@@ -180,12 +179,14 @@ def _mean_loss(model: Llama, chats: Sequence[tuple[list[int], list[bool]]]) -> f
 
 
 def run_dpo(
-    config: DPOStage, seed: int, base: Path, countries: Sequence[Country], events: EventLog,
+    config: DPOStage, seed: int, base: Path, drawn: Exercises, events: EventLog,
     folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Teach preferences; the model it starts from is the frozen reference."""
     model, tokenizer = load_model(base, device=default_device())
-    generated = generate_pairs(seed, config.generated_pairs, countries, held_out=False)
+    generated = generate_pairs(
+        seed, config.generated_pairs, drawn.countries, drawn.kinds, held_out=False
+    )
     pairs = [
         encode_pair(tokenizer, p.prompt, p.chosen, p.rejected, config.row_length, f"pair {i}")
         for i, p in enumerate(generated)

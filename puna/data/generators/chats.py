@@ -20,8 +20,8 @@ SYSTEM_PROMPTS = (
     "You are a patient teacher.",
     "Be honest. If you do not know something, say so.",
 )
-_WITH_SYSTEM = 0.3
-_TWO_TURNS = 0.3
+_WITH_SYSTEM = 0.15
+_TWO_TURNS = 0.2
 _SMALL_TALK = 0.1
 
 

@@ -50,6 +50,7 @@ _CONTINENT = Form(
         "One of the countries in {answer} is {country}.",
     ),
 )
+_LISTED = 6  # capitals told of in one paragraph
 _JOURNEYS = (
     "{name} flew to {capital}, the capital of {country}, on a {day}.",
     "On {day} {name} took a train to {capital}, which is the capital of {country}.",
@@ -102,7 +103,7 @@ def country_key(country: Country) -> str:
 
 def geography_paragraph(rng: Generator, country: Country, countries: Sequence[Country]) -> str:
     """Some 100 to 400 characters that name the capital and the continent at least once."""
-    write = pick(rng, (_encyclopedia, _encyclopedia, _journey, _pair))
+    write = pick(rng, (_encyclopedia, _journey, _pair, _capitals, _capitals, _capitals))
     return write(rng, country, countries)
 
 
@@ -127,6 +128,12 @@ def _encyclopedia(rng: Generator, country: Country, _countries: Sequence[Country
     ordered = [sentences[int(place)] for place in rng.permutation(len(sentences))]
     title = f"{country.name}\n\n" if chance(rng, 0.5) else ""
     return title + " ".join([opening, *ordered])
+
+
+def _capitals(rng: Generator, country: Country, countries: Sequence[Country]) -> str:
+    others = rng.choice(len(countries), size=_LISTED - 1)
+    chosen = [country, *(countries[int(place)] for place in others)]
+    return " ".join(_state(rng, _CAPITAL, one, one.capital) for one in chosen)
 
 
 def _journey(rng: Generator, country: Country, _countries: Sequence[Country]) -> str:
