@@ -16,7 +16,10 @@ def encode_chat(
 
     Raises `UsageError` naming ``where`` when nothing in it is trained or it exceeds ``max_tokens``.
     """
-    tokens = tokenizer.chat.encode(tokenizer, messages)
+    try:
+        tokens = tokenizer.chat.encode(tokenizer, messages)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
     if not any(tokens.trained):
         raise UsageError(f"{where}: no assistant message to learn from: add one")
     if len(tokens.ids) > max_tokens:

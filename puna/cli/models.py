@@ -10,7 +10,10 @@ import typer
 from puna.core.errors import UsageError
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A Hugging Face folder, a GGUF file, or smollm2.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A Hugging Face folder, a GGUF file, a cached repo id, or smollm2."
+    ),
 ]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling.")]
@@ -73,7 +76,9 @@ def evaluate(
     model: Model,
     questions_per_kind: Annotated[int, typer.Option(min=1)] = 40,
     pairs: Annotated[int, typer.Option(min=2)] = 300,
-    seed: Seed = 7,
+    seed: Annotated[
+        int | None, typer.Option(help="Split of the questions; default: that of its run.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Judge a model on the held-out generated questions and preferences."""

@@ -104,7 +104,7 @@ def sft(
     data: Annotated[
         list[Path], typer.Option("--data", help='JSONL, one {"messages": [...]} a line.')
     ],
-    name: Annotated[str, typer.Option(help="Name of the run folder.")] = "sft",
+    name: Annotated[str, typer.Option(help="Run folder; default: sft-FILE.")] = "",
     epochs: Annotated[float, typer.Option(help="Passes over the chats.")] = 3.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     batch_rows: Annotated[int, typer.Option(help="Packed rows in an optimizer step.")] = 8,
@@ -119,7 +119,7 @@ def sft(
     recipe = sft_recipe(
         model,
         data,
-        name=name,
+        name=name or f"sft-{data[0].stem}",
         epochs=epochs,
         learning_rate=learning_rate,
         batch_rows=batch_rows,

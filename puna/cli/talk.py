@@ -75,7 +75,7 @@ def _answer(
     messages: list[Message],
     sampling: Sampling,
 ) -> None:
-    """Stream the answer and append it; a conversation too long for the context is left as it was."""
+    """Stream the answer and append it; a question too long for the context is taken back."""
     prompt = tokenizer.chat.encode(tokenizer, messages, add_generation_prompt=True).ids
     text, seen = "", list[int]()
     started = time.perf_counter()

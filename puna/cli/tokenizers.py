@@ -32,7 +32,9 @@ def train(
 
 @app.command("show-mask")
 def show_mask(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder with a tokenizer.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Any MODEL; its tokenizer is used.")
+    ],
     chats: Annotated[Path, typer.Argument(help='JSONL, one {"messages": [...]} a line.')],
     limit: Annotated[int, typer.Option(min=1, help="Chats to show.")] = 3,
 ) -> None:

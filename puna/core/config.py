@@ -42,7 +42,7 @@ def _fields_at(config: type[BaseModel], location: Sequence[int | str]) -> list[s
 
 def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors()[0]
-    location = problem["loc"]
+    location = [part for part in problem["loc"] if part != "[key]"]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         known = _fields_at(config, location[:-1])
@@ -52,7 +52,8 @@ def _first_problem(config: type[BaseModel], error: ValidationError) -> str:
     if problem["type"] == "missing":
         return f"the key '{key}' is missing: add it"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"'{key}' is {problem['input']!r}: {message}" if key else message
+    given = "" if isinstance(problem["input"], dict | list) else f" is {problem['input']!r}"
+    return f"'{key}'{given}: {message}" if key else message
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -16,5 +16,5 @@ class UsageError(PunaError):
 class ExtraMissing(UsageError):
     """An optional package is not installed; the message holds the line that installs it."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package '{package}': pip install 'puna[{extra}]'")
+    def __init__(self, package: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs a package that is not installed: pip install {package}")

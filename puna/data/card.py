@@ -121,13 +121,18 @@ class DataCard:
 def _provenance(name: str, path: Path | None) -> dict[str, Any]:
     """Where a source is from and whose it is."""
     source = SOURCES.get(name)
+    if name == "generated-geography":
+        facts = SOURCES["geography-en"]
+        licence, credit = f"text Apache-2.0, facts {facts.licence}", f"Puna; {facts.attribution}"
+    else:
+        licence, credit = "Apache-2.0", "Puna"
     if source is None:
         return {
             "description": "The user's own files." if path else "Written by Puna's generators.",
             "origin": str(path) if path else "generated",
             "sha256": None,
-            "licence": "as its owner states" if path else "Apache-2.0",
-            "attribution": "its owner" if path else "Puna",
+            "licence": "as its owner states" if path else licence,
+            "attribution": "its owner" if path else credit,
             "languages": [],
         }
     return {

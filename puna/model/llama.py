@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.core.errors import UsageError
-from puna.model.attention import Attention, cache_mask, document_mask
+from puna.model.attention import Attention, additive, cache_mask, document_mask, plain_is_faster
 from puna.model.cache import KVCache
 from puna.model.config import LlamaConfig
 from puna.model.linear import Linear, RMSNorm
@@ -141,9 +141,12 @@ class Llama(nn.Module):
             mask = cache_mask(positions_bt, longest)
         elif documents_bt is not None:
             mask = document_mask(documents_bt)
+        x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
+        if cache is None and plain_is_faster(x_btd):
+            one_document = torch.zeros_like(ids_bt[:1])
+            mask = additive(document_mask(one_document) if mask is None else mask, x_btd.dtype)
         frequencies = rope_frequencies(self.config).to(ids_bt.device)
         cos, sin = rope_tables(frequencies, positions_bt)
-        x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
         cos, sin = cos.to(x_btd.dtype), sin.to(x_btd.dtype)
         for block in self.model.layers:
             x_btd = block(x_btd, cos, sin, mask, positions_bt, cache)

@@ -102,6 +102,8 @@ class SFTStage(Config):
     """Chats made by the generators."""
     dialogue_repeats: int = Field(default=0, ge=0)
     """How often the human-written dialogues of the source ``dialogues-en`` are shown."""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tokens that are pretraining documents, against forgetting; needs stages.data."""
     held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
     """Share of the chats in ``files`` kept for validation."""
     row_length: int = Field(ge=8)
@@ -166,6 +168,8 @@ class Stages(Config):
             raise ValueError("stages.sft has no model: set stages.sft.base or add stages.pretrain")
         if self.sft and self.sft.base and self.pretrain:
             raise ValueError("stages.sft.base and stages.pretrain both give a model: drop one")
+        if self.sft and self.sft.replay and not self.data:
+            raise ValueError("stages.sft.replay repeats documents: add stages.data")
         if self.dpo and not self.sft:
             raise ValueError("stages.dpo tunes the model of stages.sft: add it")
         return self

@@ -27,6 +27,7 @@ _MODELS = {
 }
 _BASELINES = {
     "five_gram": "5-gram Kneser-Ney",
+    "ppmd": "PPMd, 5 bytes",
     "xz_primed": "xz, knowing the training text",
     "xz_alone": "xz",
 }

@@ -137,7 +137,9 @@ def _sft(run: Run, before: Artifact | None) -> Artifact:
         base, known = config.base, _base_digest(config.base)
         _judge(run, "base", known, partial(load_model, base, device=default_device()))
     inputs = [known, *(_digest(path) for path in config.files)]
-    work = partial(run_sft, config, run.recipe.seed, base, run.drawn, run.events)
+    data = run.done.get("data")
+    folder = data.folder if data else None
+    work = partial(run_sft, config, run.recipe.seed, base, folder, run.drawn, run.events)
     return _trained(run, "sft", config, inputs, work)
 
 

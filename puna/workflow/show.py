@@ -1,6 +1,8 @@
 """What a person sees when a run is done."""
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,11 @@ from rich.console import Console
 from puna.workflow.summary import terminal_table
 
 _DIALOGUES = 3
+
+
+def _command() -> str:
+    """How the user reaches the command: by its name, or by where it lies."""
+    return "puna" if shutil.which("puna") else str(Path(sys.argv[0]))
 
 
 def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None:
@@ -20,12 +27,12 @@ def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None
     console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True)
     if summary["model"] is None:
         return
-    model = folder / summary["model"]
-    console.print(f"Talk to it: [bold]puna chat {model}[/]", soft_wrap=True)
+    model, puna = folder / summary["model"], _command()
+    console.print(f"Talk to it: [bold]{puna} chat {model}[/]", soft_wrap=True)
     console.print("\nNext, try:")
-    console.print("  [bold]puna chat smollm2[/]  (a real model of 135 million parameters)")
+    console.print(f"  [bold]{puna} chat smollm2[/]  (a real model of 135 million parameters)")
     console.print(
-        f"  [bold]puna sft {model} --data my.jsonl[/]  (tune it on chats of your own, one "
+        f"  [bold]{puna} sft {model} --data my.jsonl[/]  (tune it on chats of your own, one "
         '{"messages": [...]} a line)',
         soft_wrap=True,
     )

@@ -20,7 +20,8 @@ _ROWS = (
     # figure, title, format
     ("bits_per_byte", "Validation bits per byte", "{:.3f}"),
     ("exact_match", "Held-out questions, exact match", "{:.1%}"),
-    ("capitals", "Held-out capitals", "{:.1%}"),
+    ("capital", "Held-out countries: capital", "{:.1%}"),
+    ("continent", "Held-out countries: continent", "{:.1%}"),
     ("stop_rate", "Ends its turn", "{:.1%}"),
     ("in_format", "Answers in a known form", "{:.1%}"),
     ("full_sentences", "Answers in a full sentence", "{:.1%}"),
@@ -61,8 +62,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def figure(facts: Mapping[str, Any], name: str) -> float | None:
-    """One figure of an evaluation; ``capitals`` is a kind of question."""
-    value = facts.get("facts", {}).get("capital") if name == "capitals" else facts.get(name)
+    """One figure of an evaluation, or a kind of fact by its name."""
+    value = facts.get(name, facts.get("facts", {}).get(name))
     return None if value is None else float(value)
 
 
@@ -79,8 +80,8 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             rows += [
                 ["  5-byte PPMd, knowing the training text", f"{baselines['ppmd']:.3f}"],
                 ["  5-gram Kneser-Ney", f"{baselines['five_gram']:.3f}"],
-                ["  xz -9e, knowing the training text", f"{baselines['xz_primed']:.3f}"],
-                ["  xz -9e", f"{baselines['xz_alone']:.3f}"],
+                ["  xz -9, knowing the training text", f"{baselines['xz_primed']:.3f}"],
+                ["  xz -9", f"{baselines['xz_alone']:.3f}"],
             ]
     width = len(rows[0])
     return [row + [""] * (width - len(row)) for row in rows]

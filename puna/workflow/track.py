@@ -24,8 +24,8 @@ def _import(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        name = package.partition(".")[0]
-        raise ExtraMissing(name, "track", f"track: {name}") from error
+        name = "tensorboard" if package.startswith("torch.") else package
+        raise ExtraMissing(name, f"track: {name}") from error
 
 
 def _scalars(event: Event) -> dict[str, float]:

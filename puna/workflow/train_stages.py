@@ -17,9 +17,10 @@ from puna.alignment import (
 from puna.core.devices import default_device
 from puna.core.events import EventLog
 from puna.core.files import sha256_value
-from puna.core.random import stable_seed
+from puna.core.random import stable_seed, stream
 from puna.core.wheels import WheelUnavailable
 from puna.data import (
+    Document,
     NamedChat,
     PackedRows,
     read_chats,
@@ -32,7 +33,7 @@ from puna.data.generators import generate_chats, generate_pairs
 from puna.evaluation.scoring import summed_logprobs
 from puna.formats import load_model, save_model
 from puna.model import Llama
-from puna.pretraining import encode_documents
+from puna.pretraining import document_tokens, encode_documents
 from puna.tokenizer import Message, Tokenizer
 from puna.training import LoopConfig, PackedSource, next_token, train
 from puna.training.loop import Objective, Source, compute_dtype
@@ -140,18 +141,35 @@ def _dialogues() -> list[NamedChat]:
     ]
 
 
+def _replayed(
+    tokenizer: Tokenizer, documents: Sequence[Document], n_tokens: float, seed: int
+) -> list[tuple[list[int], list[bool]]]:
+    """Documents drawn by the seed, as many as hold ``n_tokens``; all their tokens are trained."""
+    items: list[tuple[list[int], list[bool]]] = []
+    for place in stream(seed, "replay").permutation(len(documents)):
+        if n_tokens <= 0:
+            break
+        ids = document_tokens(tokenizer, [documents[int(place)].text])[0]
+        items.append((ids, [True] * len(ids)))
+        n_tokens -= len(ids)
+    return items
+
+
 def run_sft(
-    config: SFTStage, seed: int, base: str | Path, drawn: Exercises, events: EventLog,
-    folder: Path,
+    config: SFTStage, seed: int, base: str | Path, data: Path | None, drawn: Exercises,
+    events: EventLog, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Tune the base model on chats, only the answers trained."""
+    """Tune the base model on chats, only the answers trained, and on replayed documents."""
     model, tokenizer = load_model(base, device=default_device())
     chats, held_out = _chats(config, seed, drawn, tokenizer)
     items = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in chats]
     aside = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in held_out]
+    trained = sum(map(sum, (mask for _, mask in items)))
+    if config.replay and data:
+        wanted = sum(len(ids) for ids, _ in items) * config.replay / (1 - config.replay)
+        items += _replayed(tokenizer, read_documents(data / TRAIN), wanted, seed)
     tokens = write_tokens(folder / SCRATCH / "tokens", items, tokenizer.vocab_size)
     rows = PackedRows(tokens, config.row_length)
-    trained = sum(map(sum, (mask for _, mask in items)))
     epochs = config.loop.steps * config.loop.batch_rows / len(rows)
     events.emit(
         "note", text=f"{len(chats):,} chats, {trained:,} trained tokens, {epochs:.2f} epochs"
@@ -165,7 +183,7 @@ def run_sft(
     facts |= {"chats": len(chats), "trained_tokens": trained, "epochs": round(epochs, 3)}
     if aside:
         facts |= {"held_out_loss_before": before, "held_out_loss": after}
-        events.emit("note", text=f"loss on {len(held_out)} held-out chats {before} -> {after}")
+        events.emit("note", text=f"held-out chats: {len(held_out)}, loss {before} -> {after}")
     return facts
 
 

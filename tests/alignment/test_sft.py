@@ -24,5 +24,5 @@ def test_a_chat_without_an_answer_is_an_error_that_names_it(tokenizer: Tokenizer
 
 def test_a_chat_longer_than_a_row_is_an_error_that_names_it(tokenizer: Tokenizer) -> None:
     talk = [Message("user", "Hello " * 50), Message("assistant", "there")]
-    with pytest.raises(UsageError, match="line 9: .* exceed the row length of 40"):
+    with pytest.raises(UsageError, match=r"line 9: .* exceed the row length of 40"):
         encode_chat(tokenizer, talk, 40, "line 9")

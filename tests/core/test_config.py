@@ -63,11 +63,11 @@ def test_a_broken_override_is_named(override: str) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="recipe.yaml") as error:
+    with pytest.raises(UsageError, match=r"recipe\.yaml") as error:
         load_yaml(path)
     assert message in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file: .*none.yaml"):
+    with pytest.raises(UsageError, match=r"no such file: .*none\.yaml"):
         load_yaml(tmp_path / "none.yaml")

@@ -15,15 +15,20 @@ def names(folder: Path) -> set[str]:
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "model"
-    with pytest.raises(RuntimeError), new_folder(target) as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with new_folder(target) as folder:
+            (folder / "half").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert names(tmp_path) == set()
     with new_folder(target) as folder:
         (folder / "a").write_text("1")
     assert names(tmp_path) == {"model"}
-    with pytest.raises(RuntimeError), new_folder(target) as folder:
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert (target / "a").read_text() == "1"
 
 

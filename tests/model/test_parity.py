@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig as PeerConfig
 from transformers import LlamaForCausalLM as Peer
 
-from puna.model import KVCache, Llama, LlamaConfig
+from puna.model import KVCache, Llama, LlamaConfig, llama
 
 # Sums of a few hundred fp32 products in another order differ by a few parts in 10^6.
 TOLERANCE = 1e-5
@@ -156,3 +156,21 @@ def test_gradients_equal_the_peers() -> None:
     peer(ids, labels=ids).loss.backward()
     for name, parameter in model.named_parameters():
         assert_equal(parameter.grad, peer.get_parameter(name).grad)
+
+
+@pytest.mark.parametrize("documents", [None, [0] * 9 + [1] * 20 + [2] * 11])
+def test_plain_attention_equals_sdpa(
+    documents: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(**SHAPES["grouped"])
+    ids = random_ids(2, 40)
+    rows = None if documents is None else torch.tensor([documents, documents])
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        hidden = model.hidden(ids, documents_bt=rows)
+        return (hidden, *torch.autograd.grad(hidden.square().sum(), model.model.parameters()))
+
+    expected = gradients()
+    monkeypatch.setattr(llama, "plain_is_faster", lambda _: True)
+    for ours, theirs in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

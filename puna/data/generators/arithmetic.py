@@ -73,8 +73,8 @@ def fact_key(a: int, b: int) -> str:
 
 
 def number(rng: Generator) -> int:
-    """A number of one digit (three times in ten) or two."""
-    return below(rng, 10) if chance(rng, 0.3) else 10 + below(rng, 90)
+    """A number below 50, three times in ten of one digit."""
+    return below(rng, 10) if chance(rng, 0.3) else 10 + below(rng, 40)
 
 
 def wrong_number(rng: Generator, right: int) -> int:
@@ -90,8 +90,8 @@ def _addition(rng: Generator) -> Problem:
 
 
 def _subtraction(rng: Generator) -> Problem:
-    b, a = sorted((number(rng), number(rng)))
-    return _solved(rng, "subtraction", fact_key(b, a - b), _SUBTRACTION, a - b, a=a, b=b)
+    b, left = number(rng), number(rng)
+    return _solved(rng, "subtraction", fact_key(b, left), _SUBTRACTION, left, a=b + left, b=b)
 
 
 def _counting(rng: Generator) -> Problem:

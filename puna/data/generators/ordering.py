@@ -37,8 +37,7 @@ _SORT = Form(
 
 
 def _comparison(rng: Generator) -> Problem:
-    bound = 100 if chance(rng, 0.6) else 1000
-    a, b = (int(n) for n in rng.choice(bound, size=2, replace=False))
+    a, b = (int(n) for n in rng.choice(100, size=2, replace=False))
     form, answer = (_LARGER, max(a, b)) if chance(rng, 0.5) else (_SMALLER, min(a, b))
     other = a + b - answer
     fields = {"a": a, "b": b, "other": other}

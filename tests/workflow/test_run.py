@@ -1,0 +1,142 @@
+"""A whole life on a tiny recipe: artifacts, skipping, rerunning, errors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from puna.core.errors import PunaError, UsageError
+from puna.core.events import read_events
+from puna.formats import load_model
+from puna.training import checkpoint
+from puna.workflow.recipe import load_recipe
+from puna.workflow.run import run_recipe
+
+SHORT = [f"stages.{stage}.loop.steps=6" for stage in ("pretrain", "sft", "dpo")]
+JUDGED = ["stages.evaluate.questions_per_kind=2", "stages.evaluate.pairs=4"]
+PROMPTS = [
+    "stages.evaluate.sample_prompts=[word1]",
+    "stages.evaluate.sample_questions=[What is 1 + 1?]",
+]
+NOTHING_GENERATED = "stages.data.generated={exercises: 0, geography: 0, stories: 0}"
+
+
+def run(recipe_file: Path, *overrides: str) -> dict[str, Any]:
+    recipe = load_recipe(recipe_file, [*SHORT, *overrides])
+    return run_recipe(recipe, recipe_file.parent / "runs", Console(quiet=True))
+
+
+def kinds(folder: Path) -> list[tuple[str, str]]:
+    events = read_events(folder / "events.jsonl")
+    shown = ("stage_start", "stage_skip")
+    return [(e["kind"], e["stage"]) for e in events if e["kind"] in shown]
+
+
+def test_a_recipe_leaves_models_figures_and_a_report(recipe_file: Path, tmp_path: Path) -> None:
+    summary = run(recipe_file, *JUDGED, *PROMPTS)
+    folder = tmp_path / "runs" / "tiny"
+    for name in ("recipe.yaml", "events.jsonl", "summary.json", "report.html"):
+        assert (folder / name).stat().st_size > 0, name
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert list(summary["evaluation"]) == ["untrained", "pretrain", "sft", "dpo"]
+    for facts in summary["evaluation"].values():
+        assert facts["bits_per_byte"] > 0
+        assert 0 <= facts["preference_accuracy"] <= 1
+    assert set(summary["stages"]["baselines"]) >= {"xz_alone", "xz_primed", "ppmd", "five_gram"}
+    model, tokenizer = load_model(folder / summary["model"])
+    assert model.config.vocab_size == tokenizer.vocab_size == 400
+    assert not list(folder.rglob("scratch")), "checkpoints of finished stages are gone"
+
+
+def test_a_finished_run_is_skipped_and_a_change_reruns_what_follows(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    run(recipe_file)
+    folder = tmp_path / "runs" / "tiny"
+    before = len(kinds(folder))
+    run(recipe_file)
+    assert {kind for kind, _ in kinds(folder)[before:]} == {"stage_skip"}
+    before = len(kinds(folder))
+    run(recipe_file, "stages.sft.loop.learning_rate=0.001")
+    assert dict(map(reversed, kinds(folder)[before:])) == {
+        "data": "stage_skip",
+        "tokenizer": "stage_skip",
+        "pretrain": "stage_skip",
+        "sft": "stage_start",
+        "dpo": "stage_start",
+    }
+
+
+def test_an_output_that_was_tampered_with_is_made_anew(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file)
+    folder = tmp_path / "runs" / "tiny"
+    model = folder / "sft" / "model" / "model.safetensors"
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    before = len(kinds(folder))
+    run(recipe_file)
+    started = [stage for kind, stage in kinds(folder)[before:] if kind == "stage_start"]
+    assert started == ["sft"], "what follows has the same input again, so it is kept"
+    assert model.read_bytes() == content
+
+
+def test_changed_text_is_noticed(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file)
+    (tmp_path / "text" / "1.txt").write_text("Something else altogether.\n" * 5)
+    before = len(kinds(tmp_path / "runs" / "tiny"))
+    run(recipe_file)
+    assert kinds(tmp_path / "runs" / "tiny")[before] == ("stage_start", "data")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file = checkpoint.save_file
+    calls = 0
+
+    def fills_up(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", fills_up)
+    with pytest.raises(PunaError, match=r"the disk is full while writing .*step-00000006"):
+        run(recipe_file)
+    kept = tmp_path / "runs" / "tiny" / "pretrain" / "scratch" / "checkpoints"
+    assert [item.name for item in kept.iterdir()] == ["step-00000003"]
+    run(recipe_file)
+    events = read_events(tmp_path / "runs" / "tiny" / "events.jsonl")
+    assert [e["step"] for e in events if e["kind"] == "train_resume"] == [3]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.data.corpus.sources={}", "holds no training document"),
+        ("stages.data.corpus.sources.files.path=none", "no such file or folder: none"),
+        ("stages.tokenizer.vocab_size=100000", "the text holds only"),
+        ("stages.pretrain.model.n_kv_heads=3", "n_heads 4 is not a multiple of n_kv_heads 3"),
+        ("stages.pretrain.model.size=llama3.1-8b", "give either size or dim"),
+        ("stages.pretrain.row_length=100000", "context of 256"),
+        ("stages.sft.row_length=9", "generated chat 0: .* exceed the row length of 9"),
+        ("stages.sft.files=[none.jsonl]", "no such file or folder: none.jsonl"),
+        ("stages.dpo.row_length=9", "pair 0: .* exceed the row length of 9"),
+        ("stages.pretrain=null", "stages.sft has no model"),
+        ("stages.tokenizer=null", "stages.pretrain needs tokens"),
+        ("kinds={adition: 1}", "unknown generated kind 'adition'"),
+        ("kinds={addition: 0}", "'kinds.addition' is 0"),
+        ("name=../up", "'name' is '../up'"),
+        ("track=mlflow", "'track' is 'mlflow'"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_that_names_the_mend(
+    recipe_file: Path, override: str, message: str
+) -> None:
+    overrides = [override, *([NOTHING_GENERATED] if "sources={}" in override else [])]
+    with pytest.raises(UsageError, match=message) as error:
+        run(recipe_file, *overrides)
+    assert "\n" not in str(error.value)
