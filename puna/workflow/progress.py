@@ -67,7 +67,7 @@ class TerminalProgress:
             if tenth > self._printed:
                 self._printed = tenth
                 step = f"step {event['step']}/{event['steps']}"
-                self.console.print(f"  {step} · {_figures(event)}", highlight=False)
+                self.console.print(f"  {step} · {_figures(event)}", highlight=False, soft_wrap=True)
             return
         if self._bar is None:
             self._bar = Progress(
