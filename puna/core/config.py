@@ -76,9 +76,16 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def _unshared(value: Any) -> Any:
+    """A deep copy in which what a YAML alias shared is separate: a setting reaches one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of ``mapping`` with ``a.b.c=value`` settings applied; values are read as YAML."""
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(mapping))
+    result: dict[str, Any] = _unshared(mapping)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:

@@ -46,6 +46,12 @@ def test_overrides_reach_into_a_copy() -> None:
     assert mapping == {"a": {"b": 1}, "c": [1]}
 
 
+def test_an_override_reaches_one_place_of_what_an_alias_shares(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: &shared {steps: 1}\nb: *shared\n")
+    assert apply_overrides(load_yaml(path), ["a.steps=2"]) == {"a": {"steps": 2}, "b": {"steps": 1}}
+
+
 @pytest.mark.parametrize("override", ["novalue", "=3", "a.b.c=1", "a=[1"])
 def test_a_broken_override_is_named(override: str) -> None:
     with pytest.raises(UsageError, match="override"):

@@ -106,7 +106,13 @@ SUMMARY: dict[str, Any] = {
     "stages": {
         "data": {"seconds": 2.0},
         "tokenizer": {"seconds": 1.0, "vocab_size": 4096},
-        "baselines": {"seconds": 3.0, "xz_alone": 2.4, "xz_primed": 1.6, "five_gram": 1.27},
+        "baselines": {
+            "seconds": 3.0,
+            "xz_alone": 2.4,
+            "xz_primed": 1.6,
+            "ppmd": 1.5,
+            "five_gram": 1.27,
+        },
         "pretrain": {**TRAINED, "tokens_by_source": {"rivers": 30303}},
         "sft": TRAINED,
         "dpo": TRAINED,

@@ -18,7 +18,7 @@ SHORT = [f"stages.{stage}.loop.steps=6" for stage in ("pretrain", "sft", "dpo")]
 JUDGED = ["stages.evaluate.questions_per_kind=2", "stages.evaluate.pairs=4"]
 PROMPTS = [
     "stages.evaluate.sample_prompts=[word1]",
-    "stages.evaluate.sample_questions=[What is 1 + 1?]",
+    'stages.evaluate.sample_questions=["What is 1 + 1?"]',
 ]
 NOTHING_GENERATED = "stages.data.generated={exercises: 0, geography: 0, stories: 0}"
 
