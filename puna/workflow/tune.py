@@ -11,6 +11,7 @@ from puna.workflow.recipe import Recipe
 _ROW_FILL = 0.98  # of a packed row, as best-fit packing reaches
 _CHARS_PER_TOKEN = 3.5  # enough to count steps; the rows themselves are packed from real tokens
 _CHECKPOINTS = 5
+_ROWS_AT_ONCE = 2  # bounds the memory of activations
 
 
 def sft_recipe(
@@ -30,10 +31,12 @@ def sft_recipe(
     chats = [chat for path in files for chat in read_chats(path)]
     chars = sum(len(message.content) + 30 for chat in chats for message in chat.messages)
     rows = max(1.0, chars / _CHARS_PER_TOKEN / (row_length * _ROW_FILL))
+    batch_rows = min(batch_rows, math.ceil(rows))  # a few chats make a few small steps
     steps = max(1, math.ceil(epochs * rows / batch_rows))
     loop = {
         "steps": steps,
         "batch_rows": batch_rows,
+        "micro_rows": math.gcd(batch_rows, _ROWS_AT_ONCE),
         "learning_rate": learning_rate,
         "warmup_steps": min(steps // 10, 100),
         "checkpoint_every": max(1, steps // _CHECKPOINTS),
