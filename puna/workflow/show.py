@@ -30,12 +30,12 @@ def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None
     model, puna = folder / summary["model"], _command()
     console.print(f"Talk to it: [bold]{puna} chat {model}[/]", soft_wrap=True)
     console.print("\nNext, try:")
-    console.print(f"  [bold]{puna} chat smollm2[/]  (a real model of 135 million parameters)")
-    console.print(
-        f"  [bold]{puna} sft {model} --data my.jsonl[/]  (tune it on chats of your own, one "
-        '{"messages": [...]} a line)',
-        soft_wrap=True,
+    lines = (
+        (f"{puna} chat smollm2", "a real model, of 135 million parameters"),
+        (f"{puna} sft {model} --data my.jsonl", "your own chats, a JSON line each"),
     )
+    for command, meaning in lines:
+        console.print(f"  [bold]{command}[/]  ({meaning})", soft_wrap=True, highlight=False)
 
 
 def _show_dialogues(console: Console, folder: Path, summary: dict[str, Any]) -> None:
@@ -44,6 +44,7 @@ def _show_dialogues(console: Console, folder: Path, summary: dict[str, Any]) -> 
         return
     samples = json.loads((folder / f"evaluate-{judged[-1]}" / "samples.json").read_text())
     for dialogue in samples["dialogues"][:_DIALOGUES]:
-        console.print(f"\n[bold green]you[/]  {dialogue['question']}", highlight=False)
+        console.print("\n[bold green]you[/]  ", end="")
+        console.print(dialogue["question"], markup=False, highlight=False)
         console.print("[bold cyan]puna[/] ", end="")
         console.print(dialogue["answer"], markup=False, highlight=False)
