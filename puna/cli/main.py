@@ -47,13 +47,17 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments)
+        sys.exit(app(arguments, prog_name="puna", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        if message := error.format_message():  # help, given instead of a command, has none
+            _say(f"{message} (add --help for what is possible)")
+        sys.exit(2)
     except PunaError as error:
         if debug:
             traceback.print_exc()
         _say(str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _say("stopped; finished work is kept")
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does

@@ -74,7 +74,7 @@ def generate(
 
 def evaluate(
     model: Model,
-    questions_per_kind: Annotated[int, typer.Option(min=1)] = 40,
+    questions_per_kind: Annotated[int, typer.Option(min=1, max=200)] = 40,
     pairs: Annotated[int, typer.Option(min=2)] = 300,
     seed: Annotated[
         int | None, typer.Option(help="Split of the questions; default: that of its run.")

@@ -109,7 +109,9 @@ def sft(
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
     batch_rows: Annotated[int, typer.Option(help="Packed rows in an optimizer step.")] = 8,
     row_length: Annotated[int, typer.Option(help="Tokens in a packed row.")] = 512,
-    seed: Annotated[int, typer.Option(help="Fixes order and split.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Fixes order and split; default: the model's own, or 0.")
+    ] = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from puna.core.devices import default_device, fast_bf16
 from puna.core.errors import UsageError
@@ -43,7 +44,7 @@ def talk(name: str, system: str, sampling: Sampling) -> None:
     console = Console(highlight=False)
     with console.status(f"loading {name}"):
         model, tokenizer = _load(name)
-    console.print(f"[bold]{name}[/], {model.config.n_params():,} parameters. {_HELP}")
+    console.print(f"[bold]{escape(name)}[/], {model.config.n_params():,} parameters. {_HELP}")
     opening = [Message("system", system)] if system else []
     messages = list(opening)
     while True:
@@ -88,7 +89,7 @@ def _answer(
     except KeyboardInterrupt:
         console.print("[dim] (stopped)[/]", end="")
     except UsageError as error:
-        console.print(f"[yellow]{error}: /new starts over[/]")
+        console.print(f"[yellow]{escape(str(error))}: /new starts over[/]")
         messages.pop()
         return
     rate = len(seen) / (time.perf_counter() - started)

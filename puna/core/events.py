@@ -4,6 +4,7 @@ Progress bars, W&B, TensorBoard and the report are readers of these lines; nothi
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ class EventLog:
         self._handle = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+            torn = path.exists() and _ends_inside_a_line(path)
             self._handle = path.open("ab", buffering=0)
             if torn:  # a process died inside a line: end that line, so ours starts fresh
                 self._handle.write(b"\n")
@@ -45,6 +46,14 @@ class EventLog:
             self._handle.close()
 
 
+def _ends_inside_a_line(path: Path) -> bool:
+    with path.open("rb") as handle:
+        if handle.seek(0, os.SEEK_END) == 0:
+            return False
+        handle.seek(-1, os.SEEK_END)
+        return handle.read(1) != b"\n"
+
+
 def read_events(path: Path) -> Iterator[Event]:
     """The whole events of a file, oldest first; a torn line (the writer was killed) is left out."""
     if not path.exists():
@@ -53,5 +62,5 @@ def read_events(path: Path) -> Iterator[Event]:
         for line in handle:
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError:
+            except ValueError:  # not whole: broken JSON, or half a character
                 continue

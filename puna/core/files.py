@@ -91,6 +91,15 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(building, ignore_errors=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left below ``folder``: temporary files and retired folders."""
+    for left in [item for end in ("tmp", "old") for item in folder.rglob(f".*.{end}")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as handle:

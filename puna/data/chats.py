@@ -68,16 +68,16 @@ def split_chats(
 ) -> tuple[list[NamedChat], list[NamedChat]]:
     """(training, held out): about ``fraction`` of the chats held out by a hash of their text.
 
-    With two chats or more, at least one stands on each side.
+    With two different chats or more, at least one stands on each side; equal chats stand together.
     """
 
-    def drawn(chat: NamedChat) -> int:
-        return stable_seed(seed, "held out chat", *chat.messages)
+    def drawn(messages: tuple[Message, ...]) -> int:
+        return stable_seed(seed, "held out chat", *messages)
 
-    ordered = sorted(chats, key=drawn)
-    n_held_out = min(max(1, round(len(chats) * fraction)), len(chats) - 1)
-    held_out = {chat.name for chat in ordered[:n_held_out]}
+    distinct = sorted({chat.messages for chat in chats}, key=drawn)
+    n_held_out = min(max(1, round(len(distinct) * fraction)), len(distinct) - 1)
+    held_out = set(distinct[:n_held_out])
     return (
-        [chat for chat in chats if chat.name not in held_out],
-        [chat for chat in chats if chat.name in held_out],
+        [chat for chat in chats if chat.messages not in held_out],
+        [chat for chat in chats if chat.messages in held_out],
     )

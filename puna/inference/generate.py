@@ -1,7 +1,8 @@
 """Batched generation over a key/value cache, and a stream of tokens for one prompt."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -91,13 +92,25 @@ def generate(
     """
     for prompt in prompts:
         check_fits(prompt, model.config.context)
+
+    def room(row: int) -> int:
+        return min(sampling.max_new_tokens, model.config.context - len(prompts[row]))
+
     results: dict[int, Generation] = {}
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
+    for rows in _batches(prompts, room, batch_size):
         batch = _generate_batch(model, [prompts[row] for row in rows], sampling, stop_ids)
         results.update(zip(rows, batch, strict=True))
     return [results[row] for row in range(len(prompts))]
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], room: Callable[[int], int], batch_size: int
+) -> Iterator[list[int]]:
+    """Rows by length, those of a batch with room for equally many new tokens."""
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for _, rows in groupby(by_length, key=room):
+        alike = list(rows)
+        yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
 
 
 def _generate_batch(

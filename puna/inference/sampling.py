@@ -17,7 +17,7 @@ class Sampling(Config):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the fewest tokens whose probabilities reach this sum."""
     seed: int = 0
-    """Seed of the draw; the same seed gives the same text."""
+    """Seed of the draw; the same seed and the same prompts give the same text."""
 
 
 def choose(logits_bv: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:

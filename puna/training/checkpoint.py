@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from puna.core.errors import PunaError
-from puna.core.files import explain_os_errors, new_folder, sha256_file, write_json
+from puna.core.files import new_folder, sha256_file, write_json
 from puna.training.optimizer import states
 
 KEPT = 2  # the newest, and one before it should the newest be damaged
@@ -53,7 +53,7 @@ def save(root: Path, model: nn.Module, optimizers: Sequence[Optimizer], at: Prog
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     target = root / f"step-{at.step:08d}"
-    with explain_os_errors(target), new_folder(target) as folder:
+    with new_folder(target) as folder:
         try:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / _TENSORS)
         except SafetensorError as error:  # the library wraps the system's error in text
@@ -93,8 +93,8 @@ def _load(tensors: dict[str, Tensor], model: nn.Module, optimizers: Sequence[Opt
             prefix = f"optimizer.{name}."
             state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             for key, value in state.items():
-                # AdamW keeps its step count on the CPU unless capturable
-                optimizer.state[parameter][key] = value if key == "step" else value.to(parameter)
+                kept = value.dtype if key == "step" else parameter.dtype
+                optimizer.state[parameter][key] = value.to(parameter.device, kept)
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -86,11 +86,10 @@ def _step(
     if done.count == 0:
         raise PunaError(f"step {step + 1}: no position has a label: check the data's masks")
     if not math.isfinite(done.sums["loss"]):
-        raise PunaError(
-            f"step {step + 1}: the loss is {done.sums['loss']}: lower learning_rate; "
-            "the last checkpoint is intact"
-        )
+        raise PunaError(f"step {step + 1}: the loss is {done.sums['loss']}: lower learning_rate")
     norm = scale_and_clip(model, done.count, config.clip_norm)
+    if not math.isfinite(norm):
+        raise PunaError(f"step {step + 1}: the gradient's norm is {norm}: lower learning_rate")
     update(optimizers, learning_rate(config, step))
     return done, norm
 
@@ -119,13 +118,13 @@ def train(
     Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
     finite.
     """
+    dtype = compute_dtype(config, model.device)
+    peak = peak_flops(model.device.type, dtype)  # draws numbers, so before they are restored
     optimizers = build_optimizers(model, config)
     at = checkpoint.restore(checkpoints, model, optimizers) or Progress(0, 0, 0.0)
     if at.step:
         events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
     flops_per_token = model.config.flops_per_token(attended)
-    dtype = compute_dtype(config, model.device)
-    peak = peak_flops(model.device.type, dtype)
     window = _Window()
     model.compute_dtype = dtype
     if config.compile:
@@ -158,10 +157,12 @@ def train(
             if at.step % config.checkpoint_every == 0 or last or stop_asked.made:
                 checkpoint.save(checkpoints, model, optimizers, at)
                 events.emit("checkpoint", stage=stage, step=at.step)
-            if stop_asked.made and not last:
-                raise Interrupted(
-                    f"stopped in {stage} after step {at.step} of {config.steps}, which is saved: "
-                    "run the same command to go on"
-                )
+            if stop_asked.made:
+                break
+    if stop_asked.made:
+        raise Interrupted(
+            f"stopped in {stage} after step {at.step} of {config.steps}, which is saved: "
+            "run the same command to go on"
+        )
     model.compute_dtype = None
     return at

@@ -20,11 +20,10 @@ from puna.data import (
 )
 from puna.data.generators import evaluation_questions, evaluation_strings, generate_documents
 from puna.tokenizer import Tokenizer
-from puna.workflow.recipe import DataStage, TokenizerStage
+from puna.workflow.recipe import SEARCHED_PER_KIND, DataStage, TokenizerStage
 
 _ROLES = ["system user assistant"]  # so that a chat's headers cost a token or two each
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
-_SEARCHED_PER_KIND = 200  # held-out questions looked for in the training text
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def run_data(
 ) -> dict[str, Any]:
     """Read, clean and split the documents; write them with their card."""
     generated = list(generate_documents(seed, config.generated, drawn.countries, drawn.kinds))
-    questions = evaluation_questions(seed, _SEARCHED_PER_KIND, drawn.countries, drawn.kinds)
+    questions = evaluation_questions(seed, SEARCHED_PER_KIND, drawn.countries, drawn.kinds)
     corpus = build_corpus(config.corpus, seed, evaluation_strings(questions), generated)
     for name, reason in corpus.report.missing.items():
         events.emit("note", text=f"without {name}: {reason}")

@@ -13,22 +13,23 @@ from puna.data.generators.kinds import WEIGHTS
 from puna.formats import load_model
 from puna.workflow.corpus_stages import exercises
 from puna.workflow.evaluate_stage import run_evaluate
-from puna.workflow.recipe import EvaluateStage, load_recipe
+from puna.workflow.recipe import EvaluateStage
+from puna.workflow.stage import origin_of
 from puna.workflow.summary import table_rows
 
 
 def judge(model: str, questions_per_kind: int, pairs: int, seed: int | None) -> dict[str, Any]:
     """Figures of a model.
 
-    The seed splits trained from held-out problems, so a model of a run is judged with its recipe's
-    seed and kinds, found beside it. Another model gets all kinds, and seed 0 unless one is given.
+    The seed splits trained from held-out problems, so a model of a run is judged with the seed and
+    kinds it was trained with, found in its stage's manifest. Another model gets all kinds, and
+    seed 0 unless one is given.
     """
     config = EvaluateStage(questions_per_kind=questions_per_kind, pairs=pairs)
-    resolved = Path(model).resolve().parent.parent / "recipe.yaml"
-    recipe = load_recipe(resolved, []) if resolved.is_file() else None
-    kinds = recipe.kinds if recipe else WEIGHTS
+    origin = origin_of(model)
+    kinds = origin.kinds if origin else WEIGHTS
     if seed is None:
-        seed = recipe.seed if recipe else 0
+        seed = origin.seed if origin else 0
     load = partial(load_model, model, device=default_device())
     with TemporaryDirectory() as scratch:
         return run_evaluate(config, seed, load, None, exercises(kinds), EventLog(), Path(scratch))

@@ -16,6 +16,8 @@ from puna.model import LlamaConfig, llama_config
 from puna.training import LoopConfig
 from puna.workflow.track import Tracker
 
+SEARCHED_PER_KIND = 200  # held-out questions looked for in the training text
+
 
 class DataStage(Config):
     """Which text the model reads."""
@@ -134,8 +136,8 @@ class DPOStage(Config):
 class EvaluateStage(Config):
     """What is measured before and after each stage."""
 
-    questions_per_kind: int = Field(default=40, ge=1)
-    """Held-out generated questions of each kind."""
+    questions_per_kind: int = Field(default=40, ge=1, le=SEARCHED_PER_KIND)
+    """Held-out generated questions of each kind; these are looked for in the training text."""
     pairs: int = Field(default=300, ge=2)
     """Held-out preference pairs."""
     max_new_tokens: int = Field(default=48, ge=1)

@@ -25,9 +25,10 @@ from puna.workflow.report import write_report
 from puna.workflow.stage import Artifact, run_stage
 from puna.workflow.summary import write_summary
 from puna.workflow.track import build_tracker
-from puna.workflow.train_stages import fresh_model, run_dpo, run_pretrain, run_sft
+from puna.workflow.train_stages import conversations, fresh_model, run_dpo, run_pretrain, run_sft
 
 Work = Callable[[Path], dict[str, Any]]
+EVENTS = "events.jsonl"
 BASELINES, EVALUATE = "baselines", "evaluate"
 
 
@@ -43,7 +44,8 @@ class Run:
 
     def stage(self, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
         """Run one stage with the recipe's seed and kinds as part of its config."""
-        shared = {"seed": self.recipe.seed, "kinds": self.recipe.kinds}
+        known = len(self.drawn.countries)
+        shared = {"seed": self.recipe.seed, "kinds": self.recipe.kinds, "countries": known}
         settings = {**shared, **config.model_dump(mode="json")}
         self.done[name] = run_stage(self.folder, name, settings, inputs, work, self.events)
         return self.done[name]
@@ -57,12 +59,14 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
     ``report.html``.
     """
     folder = root / recipe.name
+    if folder.exists() and any(folder.iterdir()) and not (folder / EVENTS).exists():
+        raise UsageError(f"{folder} was not made by puna: choose another name or --runs")
     write_text(folder / "recipe.yaml", _as_yaml(recipe))
     progress = TerminalProgress(console)
     settings = recipe.model_dump(mode="json")
     tracker = build_tracker(recipe.track, recipe.name, settings, folder)
     readers = (progress, tracker) if tracker else (progress,)
-    events = EventLog(folder / "events.jsonl", readers)
+    events = EventLog(folder / EVENTS, readers)
     events.emit("run_start", name=recipe.name, machine=describe_machine())
     try:
         run = Run(recipe, folder, events, exercises(recipe.kinds))
@@ -131,12 +135,18 @@ def _pretrain(run: Run) -> Artifact:
 def _sft(run: Run, before: Artifact | None) -> Artifact:
     config = run.recipe.stages.sft
     assert config is not None
+    for path in (*config.files, *([Path(config.base)] if config.base else [])):
+        if path.resolve().is_relative_to(run.folder.resolve()):
+            raise UsageError(
+                f"{path} lies in {run.folder}, which this run replaces: give the run another name"
+            )
     if before:
         base, known = str(before.folder / "model"), before.digest
     else:
         base, known = config.base, _base_digest(config.base)
         _judge(run, "base", known, partial(load_model, base, device=default_device()))
-    inputs = [known, *(_digest(path) for path in config.files)]
+    talks = conversations() if config.dialogue_repeats else []
+    inputs = [known, sha256_value([c.key for c in talks]), *map(_digest, config.files)]
     data = run.done.get("data")
     folder = data.folder if data else None
     work = partial(run_sft, config, run.recipe.seed, base, folder, run.drawn, run.events)

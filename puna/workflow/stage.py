@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from puna.core.errors import UsageError
 from puna.core.events import EventLog
-from puna.core.files import sha256_file, sha256_value, write_json
+from puna.core.files import remove_unfinished, sha256_file, sha256_value, write_json
 
 FORMAT = 1  # raised when a stage's outputs change their layout
 SCRATCH = "scratch"  # below a stage's folder: not an output, removed when the stage is done
@@ -57,10 +58,28 @@ def _read(path: Path) -> dict[str, Any]:
 def _finished(folder: Path, fingerprint: str) -> Artifact | None:
     """The stage's artifact if its manifest matches and every output is as it was written."""
     manifest = _read(folder / _MANIFEST)
-    if manifest.get("fingerprint") != fingerprint or manifest["outputs"] != _outputs(folder):
+    if manifest.get("fingerprint") != fingerprint:
+        return None
+    found = _outputs(folder)
+    if any(found.get(name) != digest for name, digest in manifest["outputs"].items()):
         return None
     digest = sha256_value(manifest["outputs"])
     return Artifact(folder, digest, manifest["facts"], manifest["seconds"], skipped=True)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What split a model's training problems from the held-out ones."""
+
+    seed: int
+    kinds: dict[str, float]
+
+
+def origin_of(model: str | Path) -> Origin | None:
+    """The seed and kinds a stage's model was trained with; None for a model from elsewhere."""
+    path = Path(model)
+    config = _read(path.parent / _MANIFEST).get("config") if path.is_dir() else None
+    return Origin(config["seed"], config["kinds"]) if config else None
 
 
 def run_stage(
@@ -84,15 +103,19 @@ def run_stage(
     if found := _finished(folder, fingerprint):
         events.emit("stage_skip", stage=name)
         return found
-    if folder.exists() and _read(folder / _STARTED).get("fingerprint") != fingerprint:
+    started = _read(folder / _STARTED).get("fingerprint")
+    if folder.exists() and started != fingerprint:
+        if started is None and any(folder.iterdir()):
+            raise UsageError(f"{folder} was not made by puna: choose another name or --runs")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     (folder / _MANIFEST).unlink(missing_ok=True)
     write_json(folder / _STARTED, {"fingerprint": fingerprint})
     events.emit("stage_start", stage=name)
-    started = time.perf_counter()
+    begun = time.perf_counter()
     facts = work(folder)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - begun
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     outputs = _outputs(folder)
     manifest = {

@@ -20,6 +20,7 @@ from puna.core.files import sha256_value
 from puna.core.random import stable_seed, stream
 from puna.core.wheels import WheelUnavailable
 from puna.data import (
+    Conversation,
     Document,
     NamedChat,
     PackedRows,
@@ -37,7 +38,7 @@ from puna.pretraining import document_tokens, encode_documents
 from puna.tokenizer import Message, Tokenizer
 from puna.training import LoopConfig, PackedSource, next_token, train
 from puna.training.loop import Objective, Source, compute_dtype
-from puna.workflow.corpus_stages import TRAIN, Exercises
+from puna.workflow.corpus_stages import TRAIN, VALIDATION, Exercises
 from puna.workflow.recipe import DPOStage, PretrainStage, SFTStage
 from puna.workflow.stage import SCRATCH
 
@@ -107,38 +108,40 @@ def run_pretrain(
 
 
 def _chats(
-    config: SFTStage, seed: int, drawn: Exercises, tokenizer: Tokenizer
+    config: SFTStage, seed: int, data: Path | None, drawn: Exercises, tokenizer: Tokenizer
 ) -> tuple[list[NamedChat], list[NamedChat]]:
     """Chats to train on and those of the user's files that are held out."""
     chats: list[NamedChat] = []
     held_out: list[NamedChat] = []
-    for path in config.files:
-        kept, aside = split_chats(read_chats(path), config.held_out_fraction, seed)
-        chats += kept
-        held_out += aside
+    own = [chat for path in config.files for chat in read_chats(path)]
+    if own:
+        chats, held_out = split_chats(own, config.held_out_fraction, seed)
     generated = generate_chats(seed, config.generated_chats, drawn.countries, drawn.kinds)
     chats += [NamedChat(f"generated chat {i}", chat.messages) for i, chat in enumerate(generated)]
     if config.dialogue_repeats:
-        fitting = (c for c in _dialogues() if _length(tokenizer, c) <= config.row_length)
-        chats += list(fitting) * config.dialogue_repeats
+        chats += _dialogues(tokenizer, config.row_length, data) * config.dialogue_repeats
     return chats, held_out
 
 
-def _length(tokenizer: Tokenizer, chat: NamedChat) -> int:
-    return len(tokenizer.chat.encode(tokenizer, chat.messages).ids)
-
-
-def _dialogues() -> list[NamedChat]:
+def conversations() -> list[Conversation]:
     """The human-written conversations; none where their wheel cannot be had."""
     try:
-        conversations = read_conversations()
+        return read_conversations()
     except WheelUnavailable:
         return []
+
+
+def _dialogues(tokenizer: Tokenizer, max_tokens: int, data: Path | None) -> list[NamedChat]:
+    """The conversations that fit a row and that the validation text does not hold."""
+    held_out = read_documents(data / VALIDATION) if data else []
+    unseen = "\n".join(document.text for document in held_out)
     roles = ("user", "assistant")
-    return [
+    chats = [
         NamedChat(c.key, tuple(Message(roles[i % 2], turn) for i, turn in enumerate(c.turns)))
-        for c in conversations
+        for c in conversations()
+        if not all(turn in unseen for turn in c.turns)
     ]
+    return [c for c in chats if len(tokenizer.chat.encode(tokenizer, c.messages).ids) <= max_tokens]
 
 
 def _replayed(
@@ -161,7 +164,7 @@ def run_sft(
 ) -> dict[str, Any]:  # fmt: skip
     """Tune the base model on chats, only the answers trained, and on replayed documents."""
     model, tokenizer = load_model(base, device=default_device())
-    chats, held_out = _chats(config, seed, drawn, tokenizer)
+    chats, held_out = _chats(config, seed, data, drawn, tokenizer)
     items = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in chats]
     aside = [encode_chat(tokenizer, c.messages, config.row_length, c.name) for c in held_out]
     trained = sum(map(sum, (mask for _, mask in items)))

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from puna.core.errors import UsageError
 from puna.data import read_chats
 from puna.workflow.recipe import Recipe
+from puna.workflow.stage import origin_of
 
 _ROW_FILL = 0.98  # of a packed row, as best-fit packing reaches
 _CHARS_PER_TOKEN = 3.5  # enough to count steps; the rows themselves are packed from real tokens
@@ -23,7 +25,7 @@ def sft_recipe(
     learning_rate: float,
     batch_rows: int,
     row_length: int,
-    seed: int,
+    seed: int | None,
 ) -> Recipe:
     """A recipe with the one stage ``sft``, as many steps as about ``epochs`` passes take."""
     if epochs <= 0:
@@ -49,4 +51,9 @@ def sft_recipe(
         "row_length": row_length,
         "loop": loop,
     }
-    return Recipe.parse({"name": name, "seed": seed, "stages": {"sft": sft}}, where="puna sft")
+    recipe: dict[str, Any] = {"name": name, "stages": {"sft": sft}}
+    if origin := origin_of(model):  # so that what was held out of the base stays held out
+        recipe |= {"seed": origin.seed, "kinds": origin.kinds}
+    if seed is not None:
+        recipe["seed"] = seed
+    return Recipe.parse(recipe, where="puna sft")

@@ -157,6 +157,9 @@ def test_sft_tunes_on_a_users_own_chats(puna: Puna, model_folder: Path, tmp_path
         (("sft", "smollm2", "--data", "none.jsonl"), ("no such file: none.jsonl",)),
         (("report", "no-such-run"), ("no-such-run holds no summary.json",)),
         (("tokenizer", "train", "none.txt", "--out", "x"), ("none.txt",)),
+        (("run",), ("RECIPE",)),
+        (("eval", "smollm2", "--pairs", "1"), ("--pairs",)),
+        (("fly",), ("fly",)),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

@@ -15,7 +15,7 @@ def test_events_reach_the_file_and_the_readers(tmp_path: Path) -> None:
 
 def test_a_line_torn_by_a_kill_is_left_out_and_the_next_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b'{"kind": "a"}\n{"kind": "b", "lo')
+    path.write_bytes(b'{"kind": "a"}\n{"kind": "b", "text": "\xc3')
     log = EventLog(path)
     log.emit("c")
     log.close()

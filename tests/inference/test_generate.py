@@ -58,6 +58,12 @@ def test_text_ends_where_the_context_does(model: Llama) -> None:
     assert not found.stopped
 
 
+def test_a_long_prompt_in_the_list_does_not_cut_the_others_short(model: Llama) -> None:
+    options = Sampling(max_new_tokens=20)
+    short, long = generate(model, [[1, 2], [1] * 44], options, NEVER)
+    assert (len(short.ids), len(long.ids)) == (20, 4)
+
+
 @pytest.mark.parametrize(("prompt", "message"), [([], "empty"), ([1] * 48, "48 tokens")])
 def test_a_prompt_that_does_not_fit_says_so(model: Llama, prompt: list[int], message: str) -> None:
     with pytest.raises(UsageError, match=message):

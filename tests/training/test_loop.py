@@ -115,20 +115,21 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert all(map(torch.equal, weights(again), weights(undisturbed)))
 
 
+@pytest.mark.parametrize("moment", [5, 8])
 def test_ctrl_c_saves_the_step_in_hand(
-    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path
+    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path, moment: int
 ) -> None:
     def interrupted(model: Llama, batch: Batch) -> Outcome:
         nonlocal calls
         calls += 1
-        if calls == 5:
+        if calls == moment:
             os.kill(os.getpid(), signal.SIGINT)
         return next_token(model, batch)
 
     calls = 0
-    with pytest.raises(Interrupted, match="after step 5 of 8, which is saved"):
+    with pytest.raises(Interrupted, match=f"after step {moment} of 8, which is saved"):
         run(new_model(), rows, loop, tmp_path, interrupted)
-    assert (tmp_path / "step-00000005").exists()
+    assert (tmp_path / f"step-0000000{moment}").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -196,6 +197,21 @@ def test_bf16_activations_keep_weights_and_gradients_in_fp32(
     exact = run(new_model(), rows, loop, tmp_path / "fp32")
     # bf16 keeps 8 bits: activations are off by up to 0.4%, their mean loss by less.
     assert steps[-1]["loss"] == pytest.approx(exact[-1]["loss"], rel=2e-2)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path
+) -> None:
+    def explodes(model: Llama, batch: Batch) -> Outcome:
+        outcome = next_token(model, batch)
+        outcome.loss_sum.register_hook(lambda gradient: gradient * math.inf)
+        return outcome
+
+    model = new_model()
+    before = weights(model)
+    with pytest.raises(PunaError, match="step 1: the gradient's norm is"):
+        run(model, rows, loop, tmp_path, explodes)
+    assert all(map(torch.equal, weights(model), before))
 
 
 @pytest.mark.parametrize(

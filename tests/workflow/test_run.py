@@ -13,6 +13,7 @@ from puna.formats import load_model
 from puna.training import checkpoint
 from puna.workflow.recipe import load_recipe
 from puna.workflow.run import run_recipe
+from puna.workflow.stage import Origin, origin_of
 
 SHORT = [f"stages.{stage}.loop.steps=6" for stage in ("pretrain", "sft", "dpo")]
 JUDGED = ["stages.evaluate.questions_per_kind=2", "stages.evaluate.pairs=4"]
@@ -140,3 +141,51 @@ def test_a_wrong_recipe_is_one_line_that_names_the_mend(
     with pytest.raises(UsageError, match=message) as error:
         run(recipe_file, *overrides)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_making_is_left_alone(recipe_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs" / "tiny" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("precious")
+    with pytest.raises(UsageError, match="was not made by puna"):
+        run(recipe_file)
+    (tmp_path / "runs" / "tiny" / "events.jsonl").touch()
+    mine = mine.parent / "sft" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with pytest.raises(UsageError, match="was not made by puna"):
+        run(recipe_file)
+    assert mine.read_text() == "precious"
+
+
+def test_a_base_inside_the_run_folder_is_refused_and_kept(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    run(recipe_file)
+    base = tmp_path / "runs" / "tiny" / "sft" / "model"
+    only_sft = ["stages.data=null", "stages.tokenizer=null", "stages.pretrain=null"]
+    with pytest.raises(UsageError, match="which this run replaces: give the run another name"):
+        run(recipe_file, f"stages.sft.base={base}", *only_sft)
+    load_model(base)
+
+
+def test_what_a_kill_left_half_written_is_removed(recipe_file: Path, tmp_path: Path) -> None:
+    run(recipe_file)
+    folder = tmp_path / "runs" / "tiny"
+    manifest = (folder / "sft" / "manifest.json").read_bytes()
+    (folder / "sft" / "manifest.json").unlink()
+    (folder / "sft" / ".model.123.tmp").mkdir()
+    (folder / "sft" / ".model.123.tmp" / "half").write_text("x")
+    run(recipe_file)
+    assert not (folder / "sft" / ".model.123.tmp").exists()
+    again = json.loads((folder / "sft" / "manifest.json").read_text())
+    assert again["outputs"] == json.loads(manifest)["outputs"]
+
+
+def test_a_model_is_judged_with_the_split_it_was_trained_on(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    run(recipe_file, "kinds={addition: 1, sorting: 2}")
+    origin = origin_of(tmp_path / "runs" / "tiny" / "dpo" / "model")
+    assert origin == Origin(seed=3, kinds={"addition": 1.0, "sorting": 2.0})
+    assert origin_of(tmp_path) is None

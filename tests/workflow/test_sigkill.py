@@ -1,5 +1,6 @@
 """A run killed with SIGKILL at random moments ends with the weights of an undisturbed one."""
 
+import json
 import random
 import subprocess
 import sys
@@ -67,3 +68,8 @@ def test_weights_after_fifteen_kills_equal_those_of_an_undisturbed_run(
             for run in ("calm", "killed")
         )
         assert calm == killed, stage
+        outputs = [
+            json.loads((tmp_path / run / "tiny" / stage / "manifest.json").read_text())["outputs"]
+            for run in ("calm", "killed")
+        ]
+        assert outputs[0] == outputs[1], stage

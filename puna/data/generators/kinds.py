@@ -59,6 +59,8 @@ class Mixture:
 
     def pick(self, rng: Generator) -> Draw:
         """The draw of one kind, as often as its weight says."""
+        if not self._ends:
+            raise UsageError("no generated kind is left without the facts on countries: add others")
         place = rng.random() * self._ends[-1]
         draws = zip(self.draws.values(), self._ends, strict=True)
         return next(draw for draw, end in draws if place < end)
