@@ -19,10 +19,9 @@ from puna.alignment.losses import dpo_loss
 from puna.core.config import Config
 from puna.core.errors import UsageError
 from puna.core.files import new_folder
-from puna.data import rows_of_step
 from puna.model import IGNORED, Llama, token_logprobs
 from puna.tokenizer import ChatTokens, Message, Tokenizer
-from puna.training import LoopConfig, Outcome
+from puna.training import Outcome
 
 _SCORED_AT_ONCE = 64  # pairs in one forward pass of the reference
 
@@ -82,22 +81,8 @@ def encode_pair(
                 "shorten the pair or raise row_length"
             )
         # Only the last answer differs: earlier ones in the prompt carry no preference.
-        last = _last_span(tokens.trained)
-        sides.append(
-            ChatTokens(
-                tokens.ids,
-                [t and i >= last for i, t in enumerate(tokens.trained)],
-                [c and i >= last for i, c in enumerate(tokens.content)],
-            )
-        )
+        sides.append(tokens.last_answer())
     return PairTokens(*sides)
-
-
-def _last_span(flags: list[bool]) -> int:
-    """Index where the last run of True begins."""
-    end = len(flags) - flags[::-1].index(True)
-    before = [i for i in range(end) if not flags[i]]
-    return before[-1] + 1 if before else 0
 
 
 def _labels(tokens: ChatTokens, flags: list[bool], width: int) -> list[int]:
@@ -147,22 +132,19 @@ def reference_logprobs(model: Llama, pairs: Sequence[PairTokens], kept: Path) ->
     return result
 
 
-class PairSource:
-    """Micro-batches of pairs in the order fixed by (seed, epoch, step)."""
+@dataclass(frozen=True)
+class PairRows:
+    """Pairs with the reference's (pairs, 2) log-probabilities, a pair a row."""
 
-    def __init__(
-        self, pairs: Sequence[PairTokens], reference_p2: np.ndarray, seed: int, config: LoopConfig
-    ) -> None:
-        self.pairs = pairs
-        self.reference = reference_p2
-        self.seed = seed
-        self.batch_rows = config.batch_rows
-        self.micro_rows = config.micro_rows or config.batch_rows
+    pairs: Sequence[PairTokens]
+    reference: np.ndarray
 
-    def __call__(self, step: int) -> list[PairBatch]:
-        rows = rows_of_step(self.seed, step, self.batch_rows, len(self.pairs))
-        cuts = (rows[i : i + self.micro_rows] for i in range(0, len(rows), self.micro_rows))
-        return [collate([self.pairs[i] for i in cut], self.reference[cut]) for cut in cuts]
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def rows(self, indices: np.ndarray) -> PairBatch:
+        """The batch of these pairs."""
+        return collate([self.pairs[index] for index in indices], self.reference[indices])
 
 
 @dataclass(frozen=True)

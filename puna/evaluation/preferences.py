@@ -48,19 +48,10 @@ def pair_logprobs(
         tokenizer.chat.encode(tokenizer, (*pair.prompt, Message("assistant", text)))
         for pair, text in answers
     ]
-    masks = [_last_answer(chat.content) for chat in encoded]
+    masks = [chat.last_answer().content for chat in encoded]
     sums = summed_logprobs(model, [chat.ids for chat in encoded], masks)
     halves = zip(pairs, sums[::2], sums[1::2], strict=True)
     return [PairLogprobs(pair.kind, chosen, rejected) for pair, chosen, rejected in halves]
-
-
-def _last_answer(content: Sequence[bool]) -> list[bool]:
-    """The mask with only its last run kept: answers in the prompt belong to both sides."""
-    end = len(content) - list(reversed(content)).index(True)
-    start = end
-    while start and content[start - 1]:
-        start -= 1
-    return [start <= place < end for place in range(len(content))]
 
 
 def preference_accuracy(pairs: Sequence[PairLogprobs]) -> PreferenceReport:

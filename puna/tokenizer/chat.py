@@ -39,6 +39,18 @@ class ChatTokens:
         self.trained.extend([trained] * len(ids))
         self.content.extend([content] * len(ids))
 
+    def last_answer(self) -> ChatTokens:
+        """The same tokens with only the last answer flagged."""
+        end = len(self.trained) - self.trained[::-1].index(True)
+        start = end
+        while start and self.trained[start - 1]:
+            start -= 1
+        return ChatTokens(
+            list(self.ids),
+            [flag and place >= start for place, flag in enumerate(self.trained)],
+            [flag and place >= start for place, flag in enumerate(self.content)],
+        )
+
 
 @dataclass(frozen=True)
 class ChatFormat:

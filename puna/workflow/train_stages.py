@@ -9,7 +9,7 @@ from typing import Any
 
 from puna.alignment import (
     DPOObjective,
-    PairSource,
+    PairRows,
     encode_chat,
     encode_pair,
     reference_logprobs,
@@ -36,7 +36,7 @@ from puna.formats import load_model, save_model
 from puna.model import Llama
 from puna.pretraining import document_tokens, encode_documents
 from puna.tokenizer import Message, Tokenizer
-from puna.training import LoopConfig, PackedSource, next_token, train
+from puna.training import LoopConfig, RowSource, next_token, train
 from puna.training.loop import Objective, Source, compute_dtype
 from puna.workflow.corpus_stages import TRAIN, VALIDATION, Exercises
 from puna.workflow.recipe import DPOStage, PretrainStage, SFTStage
@@ -100,7 +100,7 @@ def run_pretrain(
         text=f"{model.config.n_params():,} parameters, {sum(tokens_of.values()):,} tokens in "
         f"{len(rows):,} rows, {epochs:.2f} epochs",
     )
-    source = PackedSource(rows, seed, config.loop)
+    source = RowSource(rows, seed, config.loop)
     facts = _train_and_save(
         model, tokenizer, next_token, source, config.loop, config.row_length, events, folder
     )
@@ -178,7 +178,7 @@ def run_sft(
         "note", text=f"{len(chats):,} chats, {trained:,} trained tokens, {epochs:.2f} epochs"
     )
     before = _mean_loss(model, aside)
-    source = PackedSource(rows, stable_seed(seed, "sft"), config.loop)
+    source = RowSource(rows, stable_seed(seed, "sft"), config.loop)
     facts = _train_and_save(
         model, tokenizer, next_token, source, config.loop, config.row_length, events, folder
     )
@@ -216,7 +216,7 @@ def run_dpo(
     key = sha256_value([[p.chosen.ids, p.rejected.ids] for p in pairs])[:16]
     reference = reference_logprobs(model, pairs, folder / SCRATCH / f"reference-{key}")
     events.emit("note", text=f"{len(pairs):,} pairs, reference log-probabilities kept")
-    source = PairSource(pairs, reference, stable_seed(seed, "dpo"), config.loop)
+    source = RowSource(PairRows(pairs, reference), stable_seed(seed, "dpo"), config.loop)
     facts = _train_and_save(
         model,
         tokenizer,

@@ -12,7 +12,7 @@ from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.data import Batch, PackedRows
 from puna.model import IGNORED, Llama
-from puna.training import LoopConfig, Outcome, PackedSource, next_token, train
+from puna.training import LoopConfig, Outcome, RowSource, next_token, train
 from puna.training.interrupt import Interrupted
 from puna.training.optimizer import build_optimizers, learning_rate
 
@@ -27,7 +27,7 @@ def run(
     model: Llama, rows: PackedRows, loop: LoopConfig, folder: Path, objective: Any = next_token
 ) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    source = PackedSource(rows, seed=5, config=loop)
+    source = RowSource(rows, seed=5, config=loop)
     train(model, objective, source, loop, folder, EventLog(readers=(events.append,)))
     return [event for event in events if event["kind"] == "train_step"]
 
@@ -42,7 +42,7 @@ def test_training_equals_a_plain_loop_of_torch(
     others = [p for p in plain.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
-    source = PackedSource(rows, seed=5, config=loop)
+    source = RowSource(rows, seed=5, config=loop)
     for step in range(loop.steps):
         (batch,) = source(step)
         logits = plain(batch.ids, positions_bt=batch.positions, documents_bt=batch.documents)
