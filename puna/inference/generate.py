@@ -1,15 +1,11 @@
-"""Batched generation over a key/value cache, and a stream of tokens for one prompt."""
+"""Texts from start to end: the engine for callers who just want the result."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-import torch
-from torch import Tensor
-
-from puna.core.errors import UsageError
-from puna.inference.sampling import Sampling, choose
-from puna.model import KVCache, Llama
+from puna.core.errors import PunaError
+from puna.inference.engine import Engine
+from puna.inference.request import Delta, Request, TokenLogprob, check_fits
 
 
 @dataclass(frozen=True)
@@ -18,112 +14,66 @@ class Generation:
 
     ids: list[int]
     """The new tokens, without the stop token."""
+    text: str
+    """Their text, up to a stop text."""
     stopped: bool
-    """Whether it ended by itself, with a stop token."""
+    """Whether it ended by itself, with a stop token or a stop text."""
+    logprobs: list[TokenLogprob]
+    """One for each token, where asked."""
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """One for each token of the prompt, where asked."""
 
 
-def check_fits(prompt: Sequence[int], context: int) -> None:
-    """Raise `UsageError` when a prompt is empty or leaves no room for a new token."""
-    if not prompt:
-        raise UsageError("the prompt is empty: give at least one token")
-    if len(prompt) >= context:
-        raise UsageError(
-            f"the prompt has {len(prompt)} tokens and this model's context is {context}: "
-            "shorten it, or start a new conversation"
-        )
+def stream(engine: Engine, request: Request) -> Iterator[Delta]:
+    """Deltas of one request as they come; leaving the loop cancels it."""
+    handle = engine.submit(request)
+    try:
+        while not engine.idle:
+            for owner, delta in engine.step():
+                if owner == handle:
+                    yield _checked(delta)
+                    if delta.finish is not None:
+                        return
+    finally:
+        engine.cancel(handle)
 
 
-def _prefill(model: Llama, prompts: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
-    """Pass the prompts through the model; logits after each one's last token (batch, vocab)."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    width = int(lengths.max())
-    padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
-    ids = torch.tensor(padded, device=model.device)
-    positions = torch.arange(width, device=model.device).expand_as(ids)
-    hidden = model.hidden(ids, positions_bt=positions, cache=cache)
-    last = hidden[torch.arange(len(prompts), device=model.device), lengths - 1]
-    return last @ model.head_weight().to(last.dtype).T
+def generate(engine: Engine, requests: Sequence[Request]) -> list[Generation]:
+    """Run all requests to their ends; results are in their order.
 
-
-@torch.inference_mode()
-def _tokens(
-    model: Llama, prompts: Sequence[Sequence[int]], sampling: Sampling
-) -> Iterator[list[int]]:
-    """The next token of every row, step after step, until the context or the limit is reached."""
-    longest = max(len(prompt) for prompt in prompts)
-    steps = min(sampling.max_new_tokens, model.config.context - longest)
-    cache = KVCache(model.config, len(prompts), longest + steps, model.dtype, model.device)
-    generator = torch.Generator(model.device).manual_seed(sampling.seed)
-    logits = _prefill(model, prompts, cache)
-    positions = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    for step in range(steps):
-        chosen = choose(logits, sampling, generator)
-        yield chosen.tolist()
-        if step + 1 < steps:
-            logits = model(chosen[:, None], positions_bt=positions[:, None], cache=cache)[:, -1]
-            positions = positions + 1
-
-
-def stream(
-    model: Llama, prompt: Sequence[int], sampling: Sampling, stop_ids: frozenset[int]
-) -> Iterator[int]:
-    """New tokens of one prompt as they come; ends before a stop token.
-
-    Raises `UsageError` when the prompt does not fit the context.
+    Raises `UsageError` when one does not fit the context, before any has started.
     """
-    check_fits(prompt, model.config.context)
-    for (token,) in _tokens(model, [prompt], sampling):
-        if token in stop_ids:
-            return
-        yield token
+    for request in requests:
+        check_fits(request.prompt, engine.context)
+    results: dict[int, list[Delta]] = {}
+    handles: list[int] = []
+    pending = list(reversed(requests))
+    try:
+        while pending or not engine.idle:
+            while pending and engine.stats().waiting < engine.config.max_rows:
+                handles.append(engine.submit(pending.pop()))
+                results[handles[-1]] = []
+            for owner, delta in engine.step():
+                if owner in results:
+                    results[owner].append(_checked(delta))
+    finally:
+        for handle in handles:
+            engine.cancel(handle)
+    return [_joined(results[handle]) for handle in handles]
 
 
-def generate(
-    model: Llama,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    stop_ids: frozenset[int],
-    *,
-    batch_size: int = 32,
-) -> list[Generation]:
-    """Continue every prompt; the order of the results is that of the prompts.
-
-    Prompts of similar lengths share a batch. Raises `UsageError` when one does not fit the context.
-    """
-    for prompt in prompts:
-        check_fits(prompt, model.config.context)
-
-    def room(row: int) -> int:
-        return min(sampling.max_new_tokens, model.config.context - len(prompts[row]))
-
-    results: dict[int, Generation] = {}
-    for rows in _batches(prompts, room, batch_size):
-        batch = _generate_batch(model, [prompts[row] for row in rows], sampling, stop_ids)
-        results.update(zip(rows, batch, strict=True))
-    return [results[row] for row in range(len(prompts))]
+def _checked(delta: Delta) -> Delta:
+    if delta.error is not None:
+        raise PunaError(f"generation failed: {delta.error}")
+    return delta
 
 
-def _batches(
-    prompts: Sequence[Sequence[int]], room: Callable[[int], int], batch_size: int
-) -> Iterator[list[int]]:
-    """Rows by length, those of a batch with room for equally many new tokens."""
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for _, rows in groupby(by_length, key=room):
-        alike = list(rows)
-        yield from (alike[i : i + batch_size] for i in range(0, len(alike), batch_size))
-
-
-def _generate_batch(
-    model: Llama, prompts: list[Sequence[int]], sampling: Sampling, stop_ids: frozenset[int]
-) -> list[Generation]:
-    written: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    for tokens in _tokens(model, prompts, sampling):
-        for row in list(open_rows):
-            if tokens[row] in stop_ids:
-                open_rows.remove(row)
-            else:
-                written[row].append(tokens[row])
-        if not open_rows:
-            break
-    return [Generation(ids, row not in open_rows) for row, ids in enumerate(written)]
+def _joined(deltas: Sequence[Delta]) -> Generation:
+    prompt = next((d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None), None)
+    return Generation(
+        ids=[i for delta in deltas for i in delta.ids],
+        text="".join(delta.text for delta in deltas),
+        stopped=bool(deltas) and deltas[-1].finish == "stop",
+        logprobs=[entry for delta in deltas for entry in delta.logprobs],
+        prompt_logprobs=None if prompt is None else list(prompt),
+    )

@@ -1,6 +1,6 @@
 """The model: Llama of every size from one configuration, its cache and its chunked loss head."""
 
-from puna.model.cache import KVCache
+from puna.model.cache import Cache, LayerCache
 from puna.model.config import SIZES, LlamaConfig, RopeScaling, llama_config
 from puna.model.llama import Llama
 from puna.model.loss import IGNORED, cross_entropy_sum, token_logprobs
@@ -8,7 +8,8 @@ from puna.model.loss import IGNORED, cross_entropy_sum, token_logprobs
 __all__ = [
     "IGNORED",
     "SIZES",
-    "KVCache",
+    "Cache",
+    "LayerCache",
     "Llama",
     "LlamaConfig",
     "RopeScaling",

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from puna.model.cache import KVCache
+from puna.model.cache import LayerCache
 from puna.model.config import LlamaConfig
 from puna.model.linear import Linear
 from puna.model.rope import apply_rope
@@ -21,12 +21,6 @@ def document_mask(documents_bt: Tensor) -> Tensor:
     causal = torch.ones(length, length, dtype=torch.bool, device=documents_bt.device).tril()
     same = documents_bt[:, :, None] == documents_bt[:, None, :]
     return (same & causal)[:, None]
-
-
-def cache_mask(positions_bt: Tensor, span: int) -> Tensor:
-    """Mask of queries over cached positions 0..span-1: (batch, 1, time, span)."""
-    cached = torch.arange(span, device=positions_bt.device)
-    return (cached <= positions_bt[:, :, None])[:, None]
 
 
 def plain_is_faster(x_btd: Tensor) -> bool:
@@ -87,9 +81,8 @@ def grouped_attention(
 class Attention(nn.Module):
     """Self-attention of one block, without biases."""
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         queries, keys = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q_proj = Linear(config.dim, queries)
@@ -107,16 +100,12 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None,
-        positions_bt: Tensor,
-        cache: KVCache | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         queries = apply_rope(self._heads(self.q_proj(x_btd)), cos, sin)
         keys = apply_rope(self._heads(self.k_proj(x_btd)), cos, sin)
         values = self._heads(self.v_proj(x_btd))
         if cache is not None:
-            assert mask is not None
-            span = mask.shape[-1]
-            keys, values = cache.update(self.layer, keys, values, positions_bt, span)
-            keys, values = keys.to(queries.dtype), values.to(queries.dtype)
+            keys, values = cache.update(keys, values)
         mixed = grouped_attention(queries, keys, values, mask)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -4,14 +4,15 @@ Parameter names are Hugging Face's, so a model folder loads here and there witho
 """
 
 import math
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.core.errors import UsageError
-from puna.model.attention import Attention, additive, cache_mask, document_mask, plain_is_faster
-from puna.model.cache import KVCache
+from puna.model.attention import Attention, additive, document_mask, plain_is_faster
+from puna.model.cache import Cache, LayerCache
 from puna.model.config import LlamaConfig
 from puna.model.linear import Linear, RMSNorm
 from puna.model.rope import rope_frequencies, rope_tables
@@ -35,10 +36,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: pre-norm attention and pre-norm feed-forward, each added to the stream."""
 
-    def __init__(self, config: LlamaConfig, layer: int) -> None:
+    def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = FeedForward(config)
 
@@ -48,10 +49,9 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         mask: Tensor | None,
-        positions_bt: Tensor,
-        cache: KVCache | None,
+        cache: LayerCache | None,
     ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x_btd), cos, sin, mask, positions_bt, cache)
+        attended = self.self_attn(self.input_layernorm(x_btd), cos, sin, mask, cache)
         x_btd = x_btd + attended
         return x_btd + self.mlp(self.post_attention_layernorm(x_btd))
 
@@ -62,7 +62,7 @@ class Trunk(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
 
@@ -125,20 +125,19 @@ class Llama(nn.Module):
         *,
         positions_bt: Tensor | None = None,
         documents_bt: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Final hidden states (batch, time, dim), before the head; arguments as in `forward`."""
         if positions_bt is None:
             positions_bt = torch.arange(ids_bt.shape[1], device=ids_bt.device).expand_as(ids_bt)
-        longest = ids_bt.shape[1] if cache is None else int(positions_bt.max()) + 1
-        if longest > self.config.context:
+        if ids_bt.shape[1] > self.config.context:
             raise UsageError(
-                f"{longest} tokens do not fit this model's context of {self.config.context}: "
-                "shorten the input"
+                f"{ids_bt.shape[1]} tokens do not fit this model's context of "
+                f"{self.config.context}: shorten the input"
             )
         mask = None
         if cache is not None:
-            mask = cache_mask(positions_bt, longest)
+            mask = cache.mask
         elif documents_bt is not None:
             mask = document_mask(documents_bt)
         x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
@@ -148,8 +147,9 @@ class Llama(nn.Module):
         frequencies = rope_frequencies(self.config).to(ids_bt.device)
         cos, sin = rope_tables(frequencies, positions_bt)
         cos, sin = cos.to(x_btd.dtype), sin.to(x_btd.dtype)
-        for block in self.model.layers:
-            x_btd = block(x_btd, cos, sin, mask, positions_bt, cache)
+        layers = repeat(None, self.config.n_layers) if cache is None else cache.layers
+        for block, layer in zip(self.model.layers, layers, strict=True):
+            x_btd = block(x_btd, cos, sin, mask, layer)
         return self.model.norm(x_btd)
 
     def forward(
@@ -158,7 +158,7 @@ class Llama(nn.Module):
         *,
         positions_bt: Tensor | None = None,
         documents_bt: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Logits (batch, time, vocab_size) of the token after each position.
 
@@ -167,7 +167,7 @@ class Llama(nn.Module):
             positions_bt: position of each token in its document; default 0, 1, 2, ...
             documents_bt: number of each token's document, for packed rows: tokens attend within
                 their document only. Padding is -1.
-            cache: keys and values of earlier calls; ``positions_bt`` says where these tokens go.
+            cache: keys and values of earlier calls, and where those of this call go.
         """
         hidden = self.hidden(
             ids_bt, positions_bt=positions_bt, documents_bt=documents_bt, cache=cache

@@ -1,0 +1,136 @@
+"""The paged key/value cache: storage for all sequences, and one call's view of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from puna.inference.pages import SCRATCH
+from puna.model import LlamaConfig
+
+INT8_STEPS = 127
+
+
+@dataclass
+class PagedLayer:
+    """One layer's storage as the rows of one call see it."""
+
+    store: Tensor
+    """(2, slots, kv_heads, head_dim): keys and values."""
+    scale: Tensor | None
+    """(2, slots, kv_heads) with an int8 store: what its integers are multiplied with."""
+    slots: Tensor
+    """(batch * time,): where the new entries go."""
+    table: Tensor | None
+    """(batch, pages): pages of each row; None when the call itself holds all there is to see."""
+    page_size: int
+
+    def update(self, keys_bgtd: Tensor, values_bgtd: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the new entries; return all that the rows may attend to: (b, g, span, d)."""
+        self._write(0, keys_bgtd)
+        self._write(1, values_bgtd)
+        if self.table is None:
+            return keys_bgtd, values_bgtd
+        dtype = keys_bgtd.dtype
+        return self._read(0, dtype), self._read(1, dtype)
+
+    def _write(self, which: int, new_bgtd: Tensor) -> None:
+        new = new_bgtd.transpose(1, 2).flatten(0, 1)
+        if self.scale is not None:
+            scale = new.abs().amax(-1).float().clamp(min=1e-8) / INT8_STEPS
+            self.scale[which].index_copy_(0, self.slots, scale)
+            new = (new / scale[..., None]).round()
+        self.store[which].index_copy_(0, self.slots, new.to(self.store.dtype))
+
+    def _read(self, which: int, dtype: torch.dtype) -> Tensor:
+        assert self.table is not None
+        entries = self._gather(self.store[which]).to(dtype)
+        if self.scale is not None:
+            entries = entries * self._gather(self.scale[which])[..., None].to(dtype)
+        return entries.transpose(1, 2)
+
+    def _gather(self, slots: Tensor) -> Tensor:
+        """(slots, ...) -> (batch, span, ...), page by page."""
+        assert self.table is not None
+        pages = slots.view(-1, self.page_size, *slots.shape[1:])
+        chosen = pages.index_select(0, self.table.flatten())
+        return chosen.view(self.table.shape[0], -1, *slots.shape[1:])
+
+
+@dataclass
+class PagedBatch:
+    """The cache as the rows of one call see it; what `puna.model.Cache` asks for."""
+
+    layers: Sequence[PagedLayer]
+    mask: Tensor | None
+    """(batch, 1, time, span), True = may attend; None means causal over the call's own tokens."""
+
+
+class PagedStore:
+    """Keys and values of all pages.
+
+    Args:
+        config: the model's shape.
+        n_pages, page_size: how much to hold; see `PagePool`.
+        dtype, device: of the stored tensors; int8 keeps a scale per entry and head.
+    """
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        n_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.page_size = page_size
+        self.device = device
+        heads = (config.n_layers, 2, n_pages * page_size, config.n_kv_heads)
+        # empty, not zeros: memory of pages never used is never touched
+        self._entries = torch.empty((*heads, config.head_dim), dtype=dtype, device=device)
+        self._entries[:, :, :page_size] = 0
+        self._scales = torch.ones(heads, device=device) if dtype == torch.int8 else None
+
+    @staticmethod
+    def bytes_per_token(config: LlamaConfig, dtype: torch.dtype) -> int:
+        """Memory that one position of one sequence takes."""
+        entry = config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
+        return 2 * config.n_layers * config.n_kv_heads * entry
+
+    def batch(
+        self, pages: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]
+    ) -> tuple[Tensor, PagedBatch]:
+        """Positions (batch, time) and the view for rows that go on.
+
+        Args:
+            pages: each row's pages, room for its new tokens included.
+            starts: position of each row's first new token.
+            counts: new tokens of each row; shorter rows are padded at their end.
+        """
+        width, size = max(counts), self.page_size
+        steps = torch.arange(width)
+        positions = torch.tensor(starts)[:, None] + steps
+        fresh = width > 1 and not any(starts)
+        longest = max(start + n for start, n in zip(starts, counts, strict=True))
+        span = max(2, -(-longest // size))  # compiled code treats a size of 1 as another shape
+        padded = [[*row[:span], *[SCRATCH] * (span - len(row))] for row in pages]
+        table = torch.tensor(padded)
+        real = steps < torch.tensor(counts)[:, None]
+        owner = table.gather(1, (positions // size).clamp(max=span - 1))
+        slots = torch.where(real, owner * size + positions % size, SCRATCH).flatten()
+        mask = None
+        if not fresh:
+            mask = (torch.arange(span * size) <= positions[:, :, None])[:, None].to(self.device)
+        slots, table = slots.to(self.device), table.to(self.device)
+        layers = [
+            PagedLayer(
+                self._entries[layer],
+                None if self._scales is None else self._scales[layer],
+                slots,
+                None if fresh else table,
+                size,
+            )
+            for layer in range(len(self._entries))
+        ]
+        return positions.to(self.device), PagedBatch(layers, mask)

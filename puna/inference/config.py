@@ -1,0 +1,35 @@
+"""How an engine is set up."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from puna.core.config import Config
+
+
+class EngineConfig(Config):
+    """Settings of an engine."""
+
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
+    """Format of the weights; auto is bf16 where the hardware has it, else fp32."""
+    max_rows: int = Field(default=64, ge=1)
+    """Most requests decoded together."""
+    page_size: int = Field(default=8, ge=1)
+    """Tokens a page of the cache holds."""
+    cache_tokens: int | None = Field(default=None, ge=1)
+    """Tokens the cache holds; None takes a quarter of the memory that is free, at most as many as
+    ``max_rows`` full contexts need."""
+    cache_weights: Literal["auto", "int8"] = "auto"
+    """Format of keys and values; auto is that of the activations."""
+    chunk_tokens: int = Field(default=512, ge=8)
+    """Most prompt tokens in one step; longer prompts take several, with decoding in between."""
+    max_queue: int = Field(default=1024, ge=1)
+    """Most requests waiting."""
+    max_queue_tokens: int = Field(default=1_048_576, ge=1)
+    """Most prompt tokens waiting to be read."""
+    prefix_cache: bool = True
+    """Keep pages of earlier texts for prompts with the same beginning."""
+    speculation: int = Field(default=0, ge=0, le=16)
+    """Tokens proposed ahead for each row, by a draft model or from the row's own text; 0 is off."""
+    compile: bool = False
+    """Compile the blocks for decoding; the first start takes seconds, later ones read a cache."""

@@ -1,0 +1,155 @@
+"""The model as the engine runs it: weights in the format asked, products by the kernel that fits.
+
+On CPU a product with one row is bound by memory. There a compiled multiply-and-sum reads the
+weight at the speed of memory, which matrix-product libraries do not (docs/log.md).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._inductor import inductor_prims
+
+from puna.core.errors import UsageError
+from puna.model import Llama
+from puna.model.linear import Linear
+
+Weights = Literal["fp32", "bf16", "int8", "int4"]
+INT4_GROUP = 32
+PACKED_ROWS = 8  # with more rows a dense bf16 product beats the integer kernels
+
+
+def _matrix_vector(weight_oi: Tensor, x: Tensor) -> Tensor:
+    """Products of one row, (..., i) -> (..., o), summed in fp32.
+
+    The prim is a barrier: without it the compiler recomputes what made ``x``, a norm or an
+    activation, for every output.
+    """
+    x = inductor_prims.force_stride_order(x, x.stride())
+    products = weight_oi.float() * x.reshape(1, -1).float()
+    return products.sum(-1).view(*x.shape[:-1], -1)
+
+
+def _one_row(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() and not x.is_cuda and x.numel() == x.shape[-1]
+
+
+class Dense(nn.Module):
+    """A product with weights as they are."""
+
+    def __init__(self, weight_oi: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_oi, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _one_row(x):
+            return _matrix_vector(self.weight, x).to(x.dtype)
+        return F.linear(x, self.weight)
+
+
+class Int8(nn.Module):
+    """A product with 8-bit weights and one scale for each output."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight_oi: Tensor) -> None:
+        super().__init__()
+        scale = weight_oi.float().abs().amax(1).clamp(min=1e-8) / 127
+        self.register_buffer("weight", (weight_oi.float() / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _one_row(x):
+            return (_matrix_vector(self.weight, x) * self.scale).to(x.dtype)
+        if not x.is_cuda and x.shape[:-1].numel() <= PACKED_ROWS:
+            rows = x.reshape(-1, x.shape[-1])
+            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.to(x.dtype))
+            return out.view(*x.shape[:-1], -1)
+        return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+class Int4(nn.Module):
+    """A product with 4-bit weights, a scale and a minimum for each group of inputs."""
+
+    packed: Tensor
+    scale_and_zero: Tensor
+
+    def __init__(self, weight_oi: Tensor) -> None:
+        super().__init__()
+        groups = weight_oi.float().unflatten(1, (-1, INT4_GROUP))
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        scale = ((high - low) / 15).clamp(min=1e-8)
+        steps = ((groups - low) / scale).round().clamp(0, 15).flatten(1).to(torch.int32)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps.cpu(), 1)
+        pairs = torch.cat(
+            (scale, low + 8 * scale), -1
+        )  # the kernel takes (step - 8) * scale + zero
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale_and_zero", pairs.transpose(0, 1).contiguous().bfloat16())
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self.packed, INT4_GROUP, self.scale_and_zero
+        )
+        return out.view(*x.shape[:-1], -1)
+
+
+def _layer(weight_oi: Tensor, weights: Weights) -> nn.Module:
+    if weights == "int8":
+        return Int8(weight_oi)
+    if weights == "int4":
+        return Int4(weight_oi)
+    return Dense(weight_oi)
+
+
+def compute_dtype(weights: Weights) -> torch.dtype:
+    """Data type of activations; the integer kernels want bf16."""
+    return torch.float32 if weights == "fp32" else torch.bfloat16
+
+
+def ready_for_inference(model: Llama, weights: Weights) -> tuple[Llama, nn.Module]:
+    """A twin of ``model`` with weights in the format asked, and its head.
+
+    Weights that are in that format already are shared, not copied: training that updates them in
+    place updates the twin. The head of int4 is int8: it decides the tokens.
+
+    Raises `UsageError` for int4 where its kernel cannot run.
+    """
+    if weights == "int4":
+        _check_int4(model)
+    dtype = compute_dtype(weights)
+    with torch.device("meta"):
+        twin = Llama(model.config)
+    state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    twin.load_state_dict(state, assign=True)
+    twin.requires_grad_(requires_grad=False).eval()
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, Linear) and module is not twin.lm_head:
+            # integers come from the model's own weights, not from their bf16 rounding
+            own = model.get_parameter(f"{name}.weight").detach()
+            parent, _, leaf = name.rpartition(".")
+            dense = weights in ("fp32", "bf16")
+            layer = _layer(module.weight if dense else own, weights)
+            setattr(twin.get_submodule(parent), leaf, layer)
+    if weights in ("fp32", "bf16"):
+        head: nn.Module = Dense(twin.head_weight().detach())
+    else:
+        head = Int8(model.head_weight().detach())
+    twin.lm_head = None
+    return twin, head
+
+
+def _check_int4(model: Llama) -> None:
+    config = model.config
+    if model.device.type != "cpu":
+        raise UsageError("int4 weights run on CPU only: use bf16 or int8 on this device")
+    inputs = {config.dim, config.ffn_dim, config.n_heads * config.head_dim}
+    outputs = inputs | {config.n_kv_heads * config.head_dim}
+    if any(size % INT4_GROUP for size in inputs) or any(size % 16 for size in outputs):
+        raise UsageError(
+            f"int4 weights need widths that are multiples of {INT4_GROUP}; this model has "
+            f"{sorted(outputs)}: use int8"
+        )
