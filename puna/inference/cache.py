@@ -16,10 +16,13 @@ INT8_STEPS = 127
 class PagedLayer:
     """One layer's storage as the rows of one call see it."""
 
-    store: Tensor
-    """(2, slots, kv_heads, head_dim): keys and values."""
-    scale: Tensor | None
-    """(2, slots, kv_heads) with an int8 store: what its integers are multiplied with."""
+    keys: Tensor
+    """(slots, kv_heads, head_dim), as all four a tensor of its own: compiled code writes into
+    whole tensors in place, but copies one it knows only as part of another."""
+    values: Tensor
+    key_scale: Tensor | None
+    """(slots, kv_heads) with an int8 store: what its integers are multiplied with."""
+    value_scale: Tensor | None
     slots: Tensor
     """(batch * time,): where the new entries go."""
     table: Tensor | None
@@ -28,26 +31,26 @@ class PagedLayer:
 
     def update(self, keys_bgtd: Tensor, values_bgtd: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new entries; return all that the rows may attend to: (b, g, span, d)."""
-        self._write(0, keys_bgtd)
-        self._write(1, values_bgtd)
+        self._write(self.keys, self.key_scale, keys_bgtd)
+        self._write(self.values, self.value_scale, values_bgtd)
         if self.table is None:
             return keys_bgtd, values_bgtd
         dtype = keys_bgtd.dtype
-        return self._read(0, dtype), self._read(1, dtype)
+        keys = self._read(self.keys, self.key_scale, dtype)
+        return keys, self._read(self.values, self.value_scale, dtype)
 
-    def _write(self, which: int, new_bgtd: Tensor) -> None:
+    def _write(self, store: Tensor, scales: Tensor | None, new_bgtd: Tensor) -> None:
         new = new_bgtd.transpose(1, 2).flatten(0, 1)
-        if self.scale is not None:
+        if scales is not None:
             scale = new.abs().amax(-1).float().clamp(min=1e-8) / INT8_STEPS
-            self.scale[which].index_copy_(0, self.slots, scale)
+            scales[self.slots] = scale
             new = (new / scale[..., None]).round()
-        self.store[which].index_copy_(0, self.slots, new.to(self.store.dtype))
+        store[self.slots] = new.to(store.dtype)
 
-    def _read(self, which: int, dtype: torch.dtype) -> Tensor:
-        assert self.table is not None
-        entries = self._gather(self.store[which]).to(dtype)
-        if self.scale is not None:
-            entries = entries * self._gather(self.scale[which])[..., None].to(dtype)
+    def _read(self, store: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+        entries = self._gather(store).to(dtype)
+        if scales is not None:
+            entries = entries * self._gather(scales)[..., None].to(dtype)
         return entries.transpose(1, 2)
 
     def _gather(self, slots: Tensor) -> Tensor:
@@ -86,11 +89,23 @@ class PagedStore:
     ) -> None:
         self.page_size = page_size
         self.device = device
-        heads = (config.n_layers, 2, n_pages * page_size, config.n_kv_heads)
-        # empty, not zeros: memory of pages never used is never touched
-        self._entries = torch.empty((*heads, config.head_dim), dtype=dtype, device=device)
-        self._entries[:, :, :page_size] = 0
-        self._scales = torch.ones(heads, device=device) if dtype == torch.int8 else None
+        heads = (n_pages * page_size, config.n_kv_heads)
+
+        def entries() -> Tensor:
+            # empty, not zeros: memory of pages never used is never touched
+            store = torch.empty((*heads, config.head_dim), dtype=dtype, device=device)
+            store[:page_size] = 0
+            torch._dynamo.mark_static(store)  # else compiled code takes its sizes for variable
+            return store
+
+        self._layers = [(entries(), entries()) for _ in range(config.n_layers)]
+        scaled = dtype == torch.int8
+        self._scales = [
+            (torch.ones(heads, device=device), torch.ones(heads, device=device))
+            if scaled
+            else (None, None)
+            for _ in range(config.n_layers)
+        ]
 
     @staticmethod
     def bytes_per_token(config: LlamaConfig, dtype: torch.dtype) -> int:
@@ -123,14 +138,9 @@ class PagedStore:
         if not fresh:
             mask = (torch.arange(span * size) <= positions[:, :, None])[:, None].to(self.device)
         slots, table = slots.to(self.device), table.to(self.device)
+        seen = None if fresh else table
         layers = [
-            PagedLayer(
-                self._entries[layer],
-                None if self._scales is None else self._scales[layer],
-                slots,
-                None if fresh else table,
-                size,
-            )
-            for layer in range(len(self._entries))
+            PagedLayer(*stores, *scales, slots, seen, size)
+            for stores, scales in zip(self._layers, self._scales, strict=True)
         ]
         return positions.to(self.device), PagedBatch(layers, mask)
