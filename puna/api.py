@@ -8,7 +8,7 @@ import torch
 
 from puna.core.errors import UsageError
 from puna.formats import load_model, save_model
-from puna.inference import Sampling, generate
+from puna.inference import Engine, Generation, Request, Sampling, generate
 from puna.model import Llama as Network
 from puna.model import LlamaConfig, llama_config
 from puna.tokenizer import Message, Tokenizer
@@ -56,15 +56,22 @@ class Llama(Network):
         Ends at the tokenizer's stop tokens, which are not part of the result. ``sampling`` are the
         fields of `puna.inference.Sampling`; the default is greedy, 256 tokens at most.
         """
-        rows = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
-        stop = self._tokenizer.stop_ids if self._tokenizer else frozenset[int]()
-        options = Sampling.parse(sampling, where="generate")
-        return [generation.ids for generation in generate(self, rows, options, stop)]
+        return [generation.ids for generation in self._generations(prompts, sampling)]
 
     def chat(self, messages: str | Sequence[Message], **sampling: Any) -> str:
         """The answer to a conversation, or to one question given as a string."""
         if isinstance(messages, str):
             messages = [Message("user", messages)]
         prompt = self.tokenizer.chat.encode(self.tokenizer, messages, add_generation_prompt=True)
-        (ids,) = self.generate([prompt.ids], **sampling)
-        return self.tokenizer.decode(ids, skip_special=True)
+        (generation,) = self._generations([prompt.ids], sampling)
+        return generation.text
+
+    def _generations(
+        self, prompts: Sequence[Sequence[int]] | torch.Tensor, sampling: dict[str, Any]
+    ) -> list[Generation]:
+        rows = prompts.tolist() if isinstance(prompts, torch.Tensor) else prompts
+        options = Sampling.parse(sampling, where="generate")
+        stop_ids = self.tokenizer.stop_ids
+        # A new engine each time: it shares these weights as they are now.
+        engine = Engine(self, self.tokenizer)
+        return generate(engine, [Request(row, options, stop_ids) for row in rows])

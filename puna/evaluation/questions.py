@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from puna.data.generators import Question
-from puna.inference import Sampling, generate
-from puna.model import Llama
-from puna.tokenizer import Message, Tokenizer
+from puna.inference import Engine, Request, Sampling, generate
+from puna.tokenizer import Message
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _MASK = "#"
@@ -59,17 +58,18 @@ class ExactMatch:
 Answers = Callable[[Sequence[Sequence[Message]]], Sequence[Reply]]
 
 
-def model_answers(model: Llama, tokenizer: Tokenizer, *, max_new_tokens: int = 48) -> Answers:
+def model_answers(engine: Engine, *, max_new_tokens: int = 48) -> Answers:
     """A function from conversations to the model's greedy replies."""
+    tokenizer = engine.tokenizer
+    sampling = Sampling(max_new_tokens=max_new_tokens)
 
     def answer(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
         prompts = [
             tokenizer.chat.encode(tokenizer, messages, add_generation_prompt=True).ids
             for messages in conversations
         ]
-        sampling = Sampling(max_new_tokens=max_new_tokens)
-        generations = generate(model, prompts, sampling, tokenizer.stop_ids)
-        return [Reply(tokenizer.decode(g.ids, skip_special=True), g.stopped) for g in generations]
+        requests = [Request(prompt, sampling, tokenizer.stop_ids) for prompt in prompts]
+        return [Reply(g.text, g.stopped) for g in generate(engine, requests)]
 
     return answer
 

@@ -1,5 +1,7 @@
 """The paged key/value cache: storage for all sequences, and one call's view of it."""
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,15 +94,13 @@ class PagedStore:
         heads = (n_pages * page_size, config.n_kv_heads)
 
         def entries() -> Tensor:
-            # empty, not zeros: memory of pages never used is never touched
-            store = torch.empty((*heads, config.head_dim), dtype=dtype, device=device)
-            store[:page_size] = 0
+            store = _zeros((*heads, config.head_dim), dtype, torch.device(device))
             torch._dynamo.mark_static(store)  # else compiled code takes its sizes for variable
             return store
 
         self._layers = [(entries(), entries()) for _ in range(config.n_layers)]
         scaled = dtype == torch.int8
-        self._scales = [
+        self._scales: list[tuple[Tensor | None, Tensor | None]] = [
             (torch.ones(heads, device=device), torch.ones(heads, device=device))
             if scaled
             else (None, None)
@@ -140,7 +140,21 @@ class PagedStore:
         slots, table = slots.to(self.device), table.to(self.device)
         seen = None if fresh else table
         layers = [
-            PagedLayer(*stores, *scales, slots, seen, size)
-            for stores, scales in zip(self._layers, self._scales, strict=True)
+            PagedLayer(keys, values, key_scale, value_scale, slots, seen, size)
+            for (keys, values), (key_scale, value_scale) in zip(
+                self._layers, self._scales, strict=True
+            )
         ]
         return positions.to(self.device), PagedBatch(layers, mask)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on CPU from the system, which gives memory only to pages that are written.
+
+    Not `torch.empty`: what lies behind the mask is multiplied by 0, and 0 times garbage can be NaN.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -11,7 +11,7 @@ class EngineConfig(Config):
     """Settings of an engine."""
 
     weights: Literal["auto", "fp32", "bf16", "int8", "int4"] = "auto"
-    """Format of the weights; auto is bf16 where the hardware has it, else fp32."""
+    """Format of the weights; auto is that in which the model computes."""
     max_rows: int = Field(default=64, ge=1)
     """Most requests decoded together."""
     page_size: int = Field(default=8, ge=1)

@@ -67,7 +67,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.model = model
         self.context = model.config.context
-        weights = _weights(self.config, model.device)
+        weights = _weights(self.config, model.dtype)
         n_pages = _n_pages(self.config, model, weights) + 1
         int8_cache = torch.int8 if self.config.cache_weights == "int8" else None
         sizes = (n_pages, self.config.page_size)
@@ -325,9 +325,9 @@ def _details(logits: Tensor, chosen: list[int], rows: list[Row]) -> list[TokenLo
     return details
 
 
-def _weights(config: EngineConfig, device: torch.device) -> Weights:
+def _weights(config: EngineConfig, dtype: torch.dtype) -> Weights:
     if config.weights == "auto":
-        return "bf16" if fast_bf16(device.type) else "fp32"
+        return "fp32" if dtype == torch.float32 else "bf16"
     return config.weights
 
 
@@ -347,11 +347,14 @@ def _n_pages(config: EngineConfig, model: Llama, weights: Weights) -> int:
 def load_engine(
     name: str, config: EngineConfig | None = None, *, draft: str | None = None
 ) -> Engine:
-    """The model called ``name`` (see `load_model`) in an engine, on the GPU where there is one."""
+    """The model called ``name`` (see `load_model`) in an engine, on the GPU where there is one.
+
+    Weights "auto" are bf16 where the hardware has it, else fp32.
+    """
     config = config or EngineConfig()
     device = default_device()
-    whole = _weights(config, device) in ("fp32", "int8", "int4")  # integers from unrounded weights
-    dtype = torch.float32 if whole else torch.bfloat16
+    bf16 = config.weights == "bf16" or (config.weights == "auto" and fast_bf16(device.type))
+    dtype = torch.bfloat16 if bf16 else torch.float32  # integers come from unrounded weights
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)

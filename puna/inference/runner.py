@@ -82,8 +82,7 @@ def _compile(module: nn.Module) -> None:
 
     def keep(guards: Sequence[Any]) -> list[bool]:
         return [
-            ("self" not in guard.name
-            and guard.guard_type == "TENSOR_MATCH")
+            ("self" not in guard.name and guard.guard_type == "TENSOR_MATCH")
             or guard.guard_type == "SHAPE_ENV"
             for guard in guards
         ]

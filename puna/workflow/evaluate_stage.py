@@ -18,7 +18,7 @@ from puna.evaluation import (
     pair_logprobs,
     preference_accuracy,
 )
-from puna.inference import generate
+from puna.inference import Engine, Request, generate
 from puna.model import Llama
 from puna.tokenizer import Message, Tokenizer
 from puna.workflow.corpus_stages import TRAIN, VALIDATION, Exercises
@@ -46,7 +46,8 @@ def run_evaluate(
     """Judge one model: likelihood, held-out questions, preferences; and let it talk."""
     model, tokenizer = load()
     questions = evaluation_questions(seed, config.questions_per_kind, drawn.countries, drawn.kinds)
-    answers = model_answers(model, tokenizer, max_new_tokens=config.max_new_tokens)
+    engine = Engine(model, tokenizer)
+    answers = model_answers(engine, max_new_tokens=config.max_new_tokens)
     facts_asked = [q for q in questions if q.kind in GEOGRAPHY_KINDS]
     match = exact_match(answers, [q for q in questions if q.kind not in GEOGRAPHY_KINDS])
     known = exact_match(answers, facts_asked) if facts_asked else None
@@ -71,21 +72,26 @@ def run_evaluate(
         folder / "misses.json",
         [asdict(m) for m in (*match.misses, *(known.misses if known else ()))],
     )
-    write_json(folder / "samples.json", _samples(config, model, tokenizer))
+    write_json(folder / "samples.json", _samples(config, engine))
     events.emit("evaluation", stage=folder.name, **facts)
     return facts
 
 
-def _samples(config: EvaluateStage, model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
+def _samples(config: EvaluateStage, engine: Engine) -> dict[str, Any]:
     """Continuations of the beginnings, drawn; answers to the questions, greedy."""
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    prompts = [[*begin, *tokenizer.encode(text)] for text in config.sample_prompts]
-    written = generate(model, prompts, config.sampling, tokenizer.stop_ids) if prompts else []
-    answers = model_answers(model, tokenizer, max_new_tokens=config.max_new_tokens)
+    tokenizer = engine.tokenizer
+    written = generate(
+        engine,
+        [
+            Request(tokenizer.encode(text, bos=True), config.sampling, tokenizer.stop_ids)
+            for text in config.sample_prompts
+        ],
+    )
+    answers = model_answers(engine, max_new_tokens=config.max_new_tokens)
     replies = answers([[Message("user", question)] for question in config.sample_questions])
     return {
         "continuations": [
-            {"prompt": prompt, "text": tokenizer.decode(generation.ids, skip_special=True)}
+            {"prompt": prompt, "text": generation.text}
             for prompt, generation in zip(config.sample_prompts, written, strict=True)
         ],
         "dialogues": [

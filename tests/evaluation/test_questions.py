@@ -10,6 +10,7 @@ from puna.data.generators.kinds import WEIGHTS, Mixture
 from puna.data.geography import Country
 from puna.evaluation import Reply, exact_match, model_answers
 from puna.evaluation.questions import is_right
+from puna.inference import Engine
 from puna.model import Llama
 from puna.tokenizer import Message, Tokenizer
 
@@ -128,7 +129,7 @@ def test_perfect_answers_score_one_and_wrong_ones_zero_on_the_generated_question
 def test_a_model_answers_each_conversation_with_its_greedy_text(
     model: Llama, tokenizer: Tokenizer
 ) -> None:
-    ask = model_answers(model, tokenizer, max_new_tokens=4)
+    ask = model_answers(Engine(model, tokenizer), max_new_tokens=4)
     conversations = [[Message("user", text)] for text in ("2", "17", "42")]
     together = ask(conversations)
     assert together == [ask([conversation])[0] for conversation in conversations]
