@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import psutil
 import torch
@@ -13,6 +14,7 @@ from puna.core.errors import UsageError
 from puna.formats import load_model
 from puna.inference.cache import PagedStore
 from puna.inference.config import EngineConfig
+from puna.inference.constraint import Grammars
 from puna.inference.pages import PagePool
 from puna.inference.request import Delta, Finish, Request, Stats, TokenLogprob, check_fits
 from puna.inference.rows import Queue, Row
@@ -85,6 +87,14 @@ class Engine:
         self._rows: dict[int, Row] = {}
         self._handles = itertools.count(1)
         self._counters = _Counters()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Makes the constraints of structured output; the first use takes some tenths of a second.
+
+        Any thread may use it.
+        """
+        return Grammars(self.tokenizer)
 
     @property
     def idle(self) -> bool:
@@ -233,9 +243,11 @@ class Engine:
             details = _details(logits, chosen, [row for _, row, _ in active])
             following = []
             for (n, row, at), token, detail in zip(active, chosen, details, strict=True):
+                if _stops(row, token):
+                    ended[row.handle] = "stop"
+                    continue
+                written[row.handle].append(token if detail is None else detail)
                 finish = self._take(row, token)
-                if finish != "stop":
-                    written[row.handle].append(token if detail is None else detail)
                 if finish is not None:
                     ended[row.handle] = finish
                 elif depth < len(row.draft) and row.draft[depth] == token:
@@ -250,13 +262,12 @@ class Engine:
 
     def _take(self, row: Row, token: int) -> Finish | None:
         """Add a chosen token; why the text ends with it, if it does."""
-        sampling = row.request.sampling
-        stops = not sampling.ignore_stop_tokens
-        if stops and token in row.request.stop_ids:
-            return "stop"
         row.chooser.accept(token)
         row.tokens.append(token)
         self._counters.generated_tokens += 1
+        constraint = row.request.constraint
+        if constraint is not None and constraint.finished():
+            return "stop" if constraint.error is None else "error"
         return "length" if len(row.tokens) >= row.limit else None
 
     def _delta(self, row: Row, written: list[TokenLogprob | int], finish: Finish | None) -> Delta:
@@ -267,9 +278,12 @@ class Engine:
             if row.text.matched is not None:
                 ids, written, finish = ids[: n + 1], written[: n + 1], "stop"
                 break
+        error = None
         if finish is not None:
             text += row.text.flush()
             self._finish(row)
+        if finish == "error" and row.request.constraint is not None:
+            error = row.request.constraint.error
         row.draft = []
         first, row.reported = not row.reported, True
         wants_prompt = first and row.request.sampling.prompt_logprobs
@@ -281,6 +295,7 @@ class Engine:
             cached_tokens=row.n_cached if first else 0,
             finish=finish,
             matched=row.text.matched,
+            error=error,
         )
 
     def _count_prompt(self, row: Row, count: int, hidden_td: Tensor) -> None:
@@ -310,6 +325,11 @@ class Engine:
         del self._rows[row.handle]
         self._counters.failed += 1
         return row.handle, Delta(finish="error", error=f"{type(error).__name__}: {error}")
+
+
+def _stops(row: Row, token: int) -> bool:
+    stops = not row.request.sampling.ignore_stop_tokens
+    return stops and token in row.request.stop_ids
 
 
 def _details(logits: Tensor, chosen: list[int], rows: list[Row]) -> list[TokenLogprob | None]:

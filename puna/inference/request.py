@@ -37,7 +37,12 @@ class Constraint(Protocol):
         ...
 
     def finished(self) -> bool:
-        """Whether the text is complete, so that nothing can follow."""
+        """Whether the text is complete, so that nothing can follow, or in error."""
+        ...
+
+    @property
+    def error(self) -> str | None:
+        """Why the text cannot be followed any further, if so: a limit of the grammar's parser."""
         ...
 
 
