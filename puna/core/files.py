@@ -37,13 +37,17 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically: readers see the old file or the new one, whole."""
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write ``content`` to ``path`` atomically: readers see the old file or the new one, whole.
+
+    The file gets the permissions ``mode``, less the process's umask.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as handle:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with open(os.open(temporary, flags, mode), "wb") as handle:
                 handle.write(content)
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -46,6 +46,37 @@ def merge(deltas: Sequence[Delta]) -> Delta:
     )
 
 
+class Answer(AsyncIterator[Delta]):
+    """Deltas of one request. It can be closed at any time, also by others than its reader."""
+
+    def __init__(self, mailbox: _Mailbox, leave: Callable[[], None]) -> None:
+        self._mailbox = mailbox
+        self._leave = leave
+        self._ended = False
+
+    async def __anext__(self) -> Delta:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            delta = await self._mailbox.take()
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if delta.finish is not None:
+            self.close()
+        return delta
+
+    def close(self) -> None:
+        """Cancel the request, if it still runs; there are no further deltas."""
+        if not self._ended:
+            self._ended = True
+            self._leave()
+
+    async def aclose(self) -> None:
+        """`close`, as asynchronous generators have it."""
+        self.close()
+
+
 class AsyncEngine:
     """An engine for an event loop; its methods are called from one loop only.
 
@@ -67,7 +98,12 @@ class AsyncEngine:
         """Start the thread."""
         self._thread.start()
 
-    async def submit(self, request: Request) -> AsyncIterator[Delta]:
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    async def submit(self, request: Request) -> Answer:
         """Let a request in; its deltas, the last with ``finish`` set.
 
         Closing the iterator, or cancelling the task that reads it, cancels the request. Raises
@@ -88,7 +124,7 @@ class AsyncEngine:
         except asyncio.CancelledError:
             call.add_done_callback(self._cancel_if_entered)
             raise
-        return self._read(handle, mailbox)
+        return Answer(mailbox, lambda: self._leave(handle))
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """As `Engine.embed`, between two steps."""
@@ -112,16 +148,6 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
-
-    async def _read(self, handle: int, mailbox: _Mailbox) -> AsyncIterator[Delta]:
-        try:
-            while True:
-                delta = await mailbox.take()
-                yield delta
-                if delta.finish is not None:
-                    return
-        finally:
-            self._leave(handle)
 
     def _leave(self, handle: int) -> None:
         self._mailboxes.pop(handle, None)
