@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from puna.core.errors import UsageError
+from puna.tokenizer.tools import HERMES_TOOLS, LLAMA3_TOOLS, Tool, ToolCall, ToolFormat
 
 if TYPE_CHECKING:  # the tokenizer holds its chat format: imported the other way round
     from puna.tokenizer.tokenizer import Tokenizer
@@ -21,6 +22,8 @@ class Message:
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of an assistant's turn; they follow its content."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class ChatFormat:
     """Role of a message -> its name in the header."""
     end_of_text: str
     """Special token that ends a document."""
+    tools: ToolFormat
+    """How tools and calls are written."""
     pad: str | None = None
     """Special token that fills rows, where the vocabulary has it."""
     stops: tuple[str, ...] = ()
@@ -84,9 +89,12 @@ class ChatFormat:
         tokenizer: Tokenizer,
         messages: Sequence[Message],
         *,
+        tools: Sequence[Tool] = (),
         add_generation_prompt: bool = False,
     ) -> ChatTokens:
         """Tokens and mask of a conversation; ``add_generation_prompt`` opens the next answer.
+
+        ``tools`` are defined in the system turn, which is added where there is none.
 
         Raises `UsageError` for no messages, an unknown role, or an answer whose tokens do not
         decode back to it.
@@ -94,7 +102,7 @@ class ChatFormat:
         self._check(messages)
         row = ChatTokens()
         row.add([tokenizer.special_id(token) for token in self.begin])
-        for message in self._completed(messages):
+        for message in self._completed(messages, tools):
             self._lay_message(row, tokenizer, message)
         if add_generation_prompt:
             row.add(self._header_ids(tokenizer, "assistant"))
@@ -106,14 +114,18 @@ class ChatFormat:
         close = _quote(self.end_of_turn + self.separator)
         lines = [
             f"{{%- set roles = {dict(self.roles)} %}}",
+            self._jinja_definitions(),
             f"{{{{- {_quote(''.join(self.begin))} }}}}" if self.begin else "",
-            self._jinja_default_system(),
+            self._jinja_added_system(),
             "{%- for message in messages %}"
             "{%- if message['role'] not in roles %}"
             "{{- raise_exception('unknown role: ' + message['role']) }}{%- endif %}",
-            f"{{{{- {before} + roles[message['role']] + {after}"
-            f" + message['content'] | trim + {close} }}}}",
-            "{%- endfor %}",
+            "{%- set content = (message['content'] or '') | trim %}"
+            f"{{{{- {before} + roles[message['role']] + {after} + content }}}}",
+            "{%- if loop.first and tools and message['role'] == 'system' %}"
+            "{{- '\\n\\n' if content }}{{- definitions() }}{%- endif %}",
+            self._jinja_calls(),
+            f"{{{{- {close} }}}}{{%- endfor %}}",
             "{%- if add_generation_prompt %}"
             f"{{{{- {_quote(self._header_text('assistant'))} }}}}"
             "{%- endif %}",
@@ -128,14 +140,21 @@ class ChatFormat:
                 known = ", ".join(self.roles)
                 raise UsageError(f"message {number} has the role '{message.role}': use {known}")
 
-    def _completed(self, messages: Sequence[Message]) -> Sequence[Message]:
-        if self.default_system is None or messages[0].role == "system":
-            return messages
-        return [Message("system", self.default_system), *messages]
+    def _completed(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+        """The conversation with its system turn: the default one, and what defines ``tools``."""
+        given = messages[0].role == "system"
+        system = messages[0].content.strip() if given else self.default_system or ""
+        if tools:
+            system += ("\n\n" if system else "") + self.tools.definitions(tools)
+        if given:
+            return [replace(messages[0], content=system), *messages[1:]]
+        return [Message("system", system), *messages] if system else list(messages)
 
     def _lay_message(self, row: ChatTokens, tokenizer: Tokenizer, message: Message) -> None:
         answer = message.role == "assistant"
         text = message.content.strip()
+        if message.tool_calls:
+            text += ("\n" if text else "") + self.tools.calls(message.tool_calls)
         ids = tokenizer.encode(text)
         if answer:
             _check_decodes(tokenizer, ids, text)
@@ -156,11 +175,42 @@ class ChatFormat:
     def _header_text(self, role: str) -> str:
         return "".join(self.header).format(role=self.roles[role])
 
-    def _jinja_default_system(self) -> str:
-        if self.default_system is None:
-            return ""
-        turn = self._header_text("system") + self.default_system + self.end_of_turn + self.separator
-        return f"{{%- if messages[0]['role'] != 'system' %}}{{{{- {_quote(turn)} }}}}{{%- endif %}}"
+    def _jinja_definitions(self) -> str:
+        """A macro: `ToolFormat.definitions`."""
+        return (
+            f"{{%- macro definitions() %}}{{{{- {_quote(self.tools.intro)} }}}}"
+            "{%- for tool in tools %}{{- tool | tojson }}"
+            "{{- '\\n' if not loop.last }}{%- endfor %}"
+            f"{{{{- {_quote(self.tools.outro)} }}}}{{%- endmacro %}}"
+        )
+
+    def _jinja_added_system(self) -> str:
+        """The system turn of a conversation that has none."""
+        default = self.default_system or ""
+        opening = _quote(self._header_text("system") + default)
+        closing = _quote(self.end_of_turn + self.separator)
+        wanted = "" if default else " and tools"
+        gap = "'\\n\\n' + " if default else ""
+        return (
+            f"{{%- if messages[0]['role'] != 'system'{wanted} %}}{{{{- {opening} }}}}"
+            f"{{%- if tools %}}{{{{- {gap}definitions() }}}}{{%- endif %}}"
+            f"{{{{- {closing} }}}}{{%- endif %}}"
+        )
+
+    def _jinja_calls(self) -> str:
+        """The calls of a message: `ToolFormat.calls`; arguments may be text or an object."""
+        tools = self.tools
+        opening, key = _quote(tools.opening + '{"name": '), _quote(f', "{tools.arguments_key}": ')
+        first = "'\\n' if content else ''"
+        return (
+            "{%- for call in message['tool_calls'] or [] %}"
+            "{%- set function = call['function'] or call %}"
+            f"{{{{- ({first}) if loop.first else {_quote(tools.separator)} }}}}"
+            f"{{{{- {opening} }}}}{{{{- function['name'] | tojson }}}}{{{{- {key} }}}}"
+            "{{- function['arguments'] if function['arguments'] is string"
+            " else function['arguments'] | tojson }}"
+            f"{{{{- {_quote(tools.after)} }}}}{{%- endfor %}}"
+        )
 
 
 def _check_decodes(tokenizer: Tokenizer, ids: Sequence[int], answer: str) -> None:
@@ -184,6 +234,7 @@ LLAMA3 = ChatFormat(
     separator="",
     roles={"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"},
     end_of_text="<|end_of_text|>",
+    tools=LLAMA3_TOOLS,
     pad="<|finetune_right_pad_id|>",
     stops=("<|eom_id|>",),
 )
@@ -196,6 +247,7 @@ CHATML = ChatFormat(
     separator="\n",
     roles={"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"},
     end_of_text="<|endoftext|>",
+    tools=HERMES_TOOLS,
     default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 )
 """ChatML with SmolLM2's system prompt (the template in SmolLM2-135M-Instruct)."""
