@@ -9,8 +9,8 @@ import torch
 from puna.core.errors import PunaError, UsageError
 from puna.inference.sampling import Sampling
 
-Finish = Literal["stop", "length", "cancelled", "error"]
-"""Why a generation ended: a stop token or text, the limit, the caller, a failure."""
+Finish = Literal["stop", "length", "cancelled", "error", "content_filter"]
+"""Why a generation ended: a stop token or text, the limit, the caller, a failure, a safeguard."""
 
 
 class QueueFull(PunaError):
