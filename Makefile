@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint peers clean
 
 setup: $(READY)
 
@@ -29,6 +29,11 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What benchmarks/inference.py and benchmarks/serving.py compare with; a C++ compiler must be there.
+peers: .venv/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cmake==4.4.5 ninja==1.13.2
+	$(BIN)/python benchmarks/peers.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
