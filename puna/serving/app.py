@@ -1,18 +1,22 @@
 """The application: every endpoint behind one gate."""
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from puna import __version__
-from puna.core.errors import UsageError
+from puna.serving import chat
 from puna.serving.auth import KeyRing
 from puna.serving.config import ServeConfig
 from puna.serving.errors import RESPONSES, install_handlers
-from puna.serving.gate import Gate, is_loopback
+from puna.serving.gate import Gate
 from puna.serving.guard import Safeguard
 from puna.serving.hub import Hub
 from puna.serving.operations import adapters_router, figures_router, probes
+from puna.serving.page import page_router
 from puna.serving.stats import Figures
 from puna.serving.traffic import Traffic
 
@@ -27,16 +31,8 @@ def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = N
         config: settings.
         safeguard: watches every prompt and answer.
 
-    Raises `UsageError` for an address that others reach without keys, a broken file of keys, or
-    adapters to load at run time without keys.
+    Raises `UsageError` for a broken file of keys.
     """
-    if config.keys is None and not is_loopback(config.host):
-        raise UsageError(
-            f"--host {config.host} can be reached by others: give --keys FILE "
-            "(made by 'puna keys add NAME --file FILE')"
-        )
-    if config.keys is None and config.adapter_folder is not None:
-        raise UsageError("--adapter-folder lets clients load adapters: give --keys FILE too")
     figures = Figures(hub.names())
     traffic = Traffic()
     app = FastAPI(title="Puna", version=__version__, docs_url=None, redoc_url=None)
@@ -44,10 +40,9 @@ def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = N
     install_handlers(app)
     for router in _api(hub, config, figures, traffic):
         app.include_router(router, responses=RESPONSES, dependencies=[Security(_bearer)])
-    public = [probes(hub, traffic)]
+    public = [probes(hub, traffic), page_router()]
     for router in public:
         app.include_router(router)
-    open_paths = {route.path for router in public for route in router.routes}
     app.add_middleware(
         Gate,
         hub=hub,
@@ -56,7 +51,7 @@ def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = N
         traffic=traffic,
         keys=None if config.keys is None else KeyRing(config.keys),
         safeguard=safeguard,
-        public=lambda method, path: method in ("GET", "HEAD") and path in open_paths,
+        public=_reads(public),
     )
     if config.cors:
         app.add_middleware(
@@ -68,9 +63,20 @@ def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = N
     return app
 
 
+def _reads(routers: list[APIRouter]) -> Callable[[str, str], bool]:
+    """Whether a method and a path only read something of ``routers``."""
+    routes = [route for router in routers for route in router.routes]
+    paths = [r.path_regex for r in routes if isinstance(r, APIRoute) and "GET" in (r.methods or ())]
+
+    def matches(method: str, path: str) -> bool:
+        return method in ("GET", "HEAD") and any(regex.match(path) for regex in paths)
+
+    return matches
+
+
 def _api(hub: Hub, config: ServeConfig, figures: Figures, traffic: Traffic) -> list[APIRouter]:
     """The endpoints that need a key where there are keys."""
-    routers = [figures_router(hub, figures, traffic)]
+    routers = [chat.router, figures_router(hub, figures, traffic)]
     if config.adapter_folder is not None:
         routers.append(adapters_router(config.adapter_folder))
     return routers

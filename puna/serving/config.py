@@ -1,10 +1,21 @@
 """How a server is set up."""
 
+import ipaddress
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from puna.core.config import Config
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is a name or address of this machine that no other machine can reach."""
+    name = host.strip("[]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name.lower() == "localhost"
 
 
 class ServeConfig(Config):
@@ -38,3 +49,14 @@ class ServeConfig(Config):
     """Write a JSON line for each request to standard error."""
     log_text: bool = False
     """Put prompts and answers into those lines."""
+
+    @model_validator(mode="after")
+    def _others_need_keys(self) -> Self:
+        if self.keys is None and not is_loopback(self.host):
+            raise ValueError(
+                f"others can reach --host {self.host}: give --keys FILE "
+                "(made by 'puna keys add NAME --file FILE')"
+            )
+        if self.keys is None and self.adapter_folder is not None:
+            raise ValueError("--adapter-folder lets clients load adapters: give --keys FILE too")
+        return self

@@ -86,7 +86,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-_REASONS = {
+_REASONS: dict[int | str, str] = {
     "4XX": "The request is wrong.",  # also keeps FastAPI from announcing its own 422
     400: "The request is wrong, too long for the model, or was refused by the safeguard.",
     401: "The API key is missing or unknown.",

@@ -6,7 +6,6 @@ read, answers what nobody expected with a plain 500, and writes the log line.
 """
 
 import asyncio
-import ipaddress
 import secrets
 import time
 import traceback
@@ -18,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from puna.serving.auth import KeyRing
 from puna.serving.body import Disconnected, discard_body, read_body
 from puna.serving.call import Call
-from puna.serving.config import ServeConfig
+from puna.serving.config import ServeConfig, is_loopback
 from puna.serving.errors import ApiError, server_error
 from puna.serving.guard import Safeguard
 from puna.serving.hub import Hub
@@ -30,15 +29,6 @@ from puna.serving.traffic import Traffic
 CLIENT_LEFT = 499
 """Status in logs and figures of a request whose client left before an answer, as nginx has it."""
 _BODILESS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is a name or address of this machine that no other machine can reach."""
-    name = host.strip("[]")
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name.lower() == "localhost"
 
 
 class Gate:
@@ -107,7 +97,7 @@ class Gate:
             if not unread:
                 await self._app(scope, receive, reply.send)
                 return
-            self._admit_work(call)
+            self._admit_work()
             config = self._config
             with self._traffic.active(call):
                 body = await read_body(scope, receive, config.max_body_bytes, config.body_seconds)
@@ -184,8 +174,8 @@ class Gate:
                 code="invalid_api_key",
             )
 
-    def _admit_work(self, call: Call) -> None:
-        """Whether the server and the key have room for a request; raises `ApiError`."""
+    def _admit_work(self) -> None:
+        """Whether the server lets anything new in; raises `ApiError`."""
         if self._traffic.draining:
             raise ApiError(
                 503,
@@ -193,17 +183,6 @@ class Gate:
                 type="server_error",
                 code="draining",
                 retry_after_s=self._config.drain_seconds,
-            )
-        if call.holder is None:
-            return
-        wait_s = call.holder.requests.take(1)
-        if wait_s > 0:
-            raise ApiError(
-                429,
-                f"this key's requests per minute are used up: try again in {wait_s:.0f} s",
-                type="requests",
-                code="rate_limit_exceeded",
-                retry_after_s=wait_s,
             )
 
     def _count(

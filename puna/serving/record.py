@@ -9,6 +9,7 @@ from puna.inference import Delta, Request
 from puna.serving.auth import Holder
 from puna.serving.errors import ApiError
 from puna.serving.hub import Served
+from puna.serving.limits import Bucket
 from puna.serving.stats import ModelFigures
 
 
@@ -30,7 +31,7 @@ class Record:
 
     def facts(self) -> dict[str, Any]:
         """The facts as JSON; text only where it is kept."""
-        facts = {
+        facts: dict[str, Any] = {
             "model": self.model,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
@@ -41,6 +42,18 @@ class Record:
         if self.keep_text:
             facts |= {"prompts": self.prompts, "answers": list(self.answers.values())}
         return facts
+
+
+def _take(bucket: Bucket, amount: int, what: str) -> None:
+    wait_s = bucket.take(amount)
+    if wait_s > 0:
+        raise ApiError(
+            429,
+            f"this key's {what} per minute are used up: try again in {wait_s:.0f} s",
+            type=what,
+            code="rate_limit_exceeded",
+            retry_after_s=wait_s,
+        )
 
 
 class Measure:
@@ -65,15 +78,9 @@ class Measure:
     def read(self, served: Served, requests: Sequence[Request]) -> None:
         """Count prompts, before they go to the engine; raises `ApiError` 429 for a used-up key."""
         tokens = sum(len(request.prompt) for request in requests)
-        wait_s = 0.0 if self._holder is None else self._holder.tokens.take(tokens)
-        if wait_s > 0:
-            raise ApiError(
-                429,
-                f"this key's tokens per minute are used up: try again in {wait_s:.0f} s",
-                type="tokens",
-                code="rate_limit_exceeded",
-                retry_after_s=wait_s,
-            )
+        if self._holder is not None:
+            _take(self._holder.requests, 1, "requests")
+            _take(self._holder.tokens, tokens, "tokens")
         self._figures.requests += 1
         self._figures.prompt_tokens += tokens
         self._record.prompt_tokens += tokens

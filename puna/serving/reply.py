@@ -1,6 +1,8 @@
 """The way back to one client: headers every answer has, and the end of clients that do not read."""
 
 import asyncio
+import time
+from email.utils import formatdate
 
 from starlette.types import Message, Scope, Send
 
@@ -98,6 +100,7 @@ class Reply:
     def _headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         present = {name.lower() for name, _ in headers}
         headers += [pair for pair in _HEADERS.items() if pair[0] not in present]
+        headers.append((b"date", formatdate(time.time(), usegmt=True).encode()))
         headers.append((b"x-request-id", self._call.request_id.encode()))
         if self._call.holder is not None:
             headers += self._call.holder.requests.headers("requests")
