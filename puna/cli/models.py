@@ -1,31 +1,43 @@
-"""Commands on models: chat, generate, eval, convert."""
+"""Commands on models: chat, generate, bench, eval, convert."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from puna.cli.options import (
+    Compile,
+    Draft,
+    Json,
+    MaxNewTokens,
+    MinP,
+    Model,
+    RepetitionPenalty,
+    Seed,
+    Speculation,
+    Stop,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    Weights,
+    open_engine,
+    sampling_of,
+)
 from puna.core.errors import UsageError
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A Hugging Face folder, a GGUF file, a cached repo id, or smollm2."
-    ),
-]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")]
-TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus sampling.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1)]
-Seed = Annotated[int, typer.Option(help="Seed of the draw.")]
-System = Annotated[str, typer.Option(help="System prompt.")]
+if TYPE_CHECKING:
+    from puna.inference import Engine
+
+_BATCH = "Batch"
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(chat)
     app.command()(generate)
+    app.command()(bench)
     app.command("eval")(evaluate)
     app.command()(convert)
 
@@ -35,41 +47,141 @@ def chat(
     system: System = "",
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
-    max_new_tokens: MaxNewTokens = 256,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    max_new_tokens: MaxNewTokens = 512,
     seed: Seed = 0,
+    weights: Weights = "auto",
+    speculation: Speculation = None,
+    draft: Draft = None,
+    compiled: Compile = False,
 ) -> None:
-    """Talk to a model; /new starts over, /quit leaves."""
-    from puna.cli.talk import talk
-    from puna.inference import Sampling
+    """Talk to a model; /help lists what else one can type."""
+    from rich.console import Console
 
-    fields = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    sampling = Sampling.parse(fields | {"max_new_tokens": max_new_tokens}, where="chat")
-    talk(model, system, sampling)
+    from puna.cli.talk import talk
+
+    sampling = sampling_of(
+        "chat",
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    with Console(stderr=True).status(f"loading {model}"):
+        engine = open_engine(model, weights, speculation, draft, compiled=compiled, max_rows=1)
+    talk(engine, model, system, sampling)
 
 
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="Text to go on from; - reads standard input.")],
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to go on from; - reads standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Take the prompt from a file.")] = None,
     as_chat: Annotated[
         bool, typer.Option("--chat", help="Take the prompt as a user's message.")
     ] = False,
     system: System = "",
+    n: Annotated[int, typer.Option("--n", min=1, max=256, help="Answers to each prompt.")] = 1,
+    schema: Annotated[
+        Path | None, typer.Option(help="JSON schema, in a file, that the answer follows.")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the whole answer matches.")
+    ] = None,
+    as_json: Json = False,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IN.jsonl", help="Answer every line of a file.", rich_help_panel=_BATCH
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.jsonl",
+            help="Where the answers go; the same call again goes on where it was.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(min=1, max=1024, help="Most texts written together.", rich_help_panel=_BATCH),
+    ] = 64,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     max_new_tokens: MaxNewTokens = 256,
     seed: Seed = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    stop: Stop = None,
+    weights: Weights = "auto",
+    speculation: Speculation = None,
+    draft: Draft = None,
+    compiled: Compile = False,
 ) -> None:
-    """Write on from a prompt, once."""
-    from puna.cli.talk import write_on
-    from puna.inference import Sampling
+    """Write on from a prompt, or from every line of a file with --batch."""
+    from puna.cli import generate as command
 
-    if system and not as_chat:
-        raise UsageError("--system speaks to a chat: add --chat")
-    fields = {"temperature": temperature, "top_p": top_p, "seed": seed}
-    sampling = Sampling.parse(fields | {"max_new_tokens": max_new_tokens}, where="generate")
-    text = sys.stdin.read() if prompt == "-" else prompt
-    write_on(model, text, as_chat=as_chat, system=system, sampling=sampling, as_json=as_json)
+    if sum(source is not None for source in (prompt, file, batch)) != 1:
+        raise UsageError("give one of --prompt TEXT, --prompt -, --file FILE and --batch IN.jsonl")
+    if (batch is None) != (out is None):
+        raise UsageError("--batch IN.jsonl and --out OUT.jsonl go together")
+    sampling = sampling_of(
+        "generate",
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    task = command.task_of(sampling, as_chat, system, n, schema, regex)
+    text = None if batch is not None else command.read_prompt(prompt, file)
+    engine = open_engine(
+        model,
+        weights,
+        speculation,
+        draft,
+        compiled=compiled,
+        max_rows=rows if text is None else n,
+        max_queue_tokens=2**40,  # the caller bounds what waits
+    )
+    if text is not None:
+        command.write_on(engine, text, task, as_json=as_json)
+    elif batch is not None and out is not None:
+        settings = {"model": model, "weights": weights}
+        command.write_batch(engine, batch, out, task, settings, as_json=as_json)
+
+
+def bench(
+    model: Model,
+    weights: Weights = "auto",
+    speculation: Speculation = None,
+    draft: Draft = None,
+    compiled: Compile = False,
+    runs: Annotated[
+        int, typer.Option(min=1, max=99, help="Times each figure is taken; the median is shown.")
+    ] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure a model here: prefill, decoding, batches, first token, memory, bandwidth."""
+    from puna.cli.bench import measure
+
+    def start(*, compiled: bool) -> "Engine":
+        return open_engine(
+            model, weights, speculation, draft, compiled=compiled, prefix_cache=False
+        )
+
+    measure(start, model, compiled=compiled, runs=runs, as_json=as_json)
 
 
 def evaluate(
@@ -79,7 +191,7 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Split of the questions; default: that of its run.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Judge a model on the held-out generated questions and preferences."""
     from puna.workflow.judge import judge, judgement_table

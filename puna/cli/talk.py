@@ -1,110 +1,297 @@
-"""A conversation in the terminal, streamed."""
+"""``puna chat``: a conversation in the terminal, streamed."""
 
+import contextlib
 import json
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from puna.core.errors import UsageError
-from puna.inference import Engine, Request, Sampling, load_engine, stream
+from puna.core.errors import PunaError, UsageError
+from puna.core.files import write_text
+from puna.inference import Delta, Engine, Request, Sampling
 from puna.tokenizer import Message
 
-_HELP = "[dim]/new starts over, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer[/]"
+_HELP = """\
+[bold]/new[/]             start over; the system prompt stays
+[bold]/system TEXT[/]     set the system prompt and start over; without TEXT take it away
+[bold]/undo[/]            take back the last question and its answer
+[bold]/retry[/]           answer the last question again, with another seed
+[bold]/set NAME VALUE[/]  change a setting, such as temperature 0.7; without NAME show all
+[bold]/save FILE[/]       write the conversation as a line of JSON, as puna sft reads it
+[bold]/quit[/]            leave, as Ctrl-D does
+Ctrl-C stops an answer. A backslash at the end of a line goes on in the next."""
 
 
-def _pieces(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, seen: list[int]
-) -> Iterator[str]:
-    """Text as it comes; the tokens go to ``seen``."""
-    request = Request(prompt, sampling, frozenset(engine.tokenizer.stop_ids))
-    for delta in stream(engine, request):
-        seen.extend(delta.ids)
-        yield delta.text
+@dataclass
+class _Answer:
+    """One answer as it comes in."""
+
+    text: str = ""
+    n_tokens: int = 0
+    n_first: int = 0
+    """Tokens that came at once, with the first."""
+    n_cached: int = 0
+    started: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+
+    def add(self, delta: Delta) -> None:
+        self.last = time.perf_counter()
+        if not self.n_tokens:
+            self.first, self.n_first = self.last, len(delta.ids)
+        self.n_cached += delta.cached_tokens
+        self.n_tokens += len(delta.ids)
+        self.text += delta.text
+
+    def figures(self, n_prompt: int) -> str:
+        """Speed after the first token, and what came before it."""
+        following = self.n_tokens - self.n_first
+        rate = following / (self.last - self.first) if following else 0.0
+        speed = f", {rate:.0f} tokens/s" if following else ""
+        wait = self.first - self.started if self.n_tokens else self.last - self.started
+        read = n_prompt - self.n_cached
+        return f"{self.n_tokens} tokens{speed}, the first after {wait:.2f} s ({read} tokens read)"
 
 
-def talk(name: str, system: str, sampling: Sampling) -> None:
+class Conversation:
+    """What was said, and the engine that answers: its prefix cache holds the earlier turns.
+
+    Args:
+        engine: nothing else may use it.
+        system: system prompt; empty is none.
+        sampling: settings of the answers.
+    """
+
+    def __init__(self, engine: Engine, system: str, sampling: Sampling) -> None:
+        self.engine = engine
+        self.sampling = sampling
+        self.system = system
+        self.messages: list[Message] = []
+
+    def start_over(self) -> None:
+        """Forget all but the system prompt."""
+        self.messages = []
+
+    def undo(self) -> str:
+        """Take back the last question and its answer; the question. Raises `UsageError`."""
+        if len(self.messages) < 2:
+            raise UsageError("nothing has been said yet")
+        question = self.messages[-2].content
+        del self.messages[-2:]
+        return question
+
+    def transcript(self) -> list[Message]:
+        """The system prompt and all that was said."""
+        opening = [Message("system", self.system)] if self.system else []
+        return [*opening, *self.messages]
+
+    def prompt(self, question: str) -> list[int]:
+        """Tokens of all that was said and a question, with the answer opened."""
+        tokenizer = self.engine.tokenizer
+        messages = [*self.transcript(), Message("user", question)]
+        return tokenizer.chat.encode(tokenizer, messages, add_generation_prompt=True).ids
+
+    def answer(self, prompt: list[int], stopped: Callable[[], bool]) -> Iterator[Delta]:
+        """The answer as it comes, until ``stopped`` says so. Raises `PunaError`."""
+        engine = self.engine
+        stops = frozenset(engine.tokenizer.stop_ids)
+        handle = engine.submit(Request(prompt, self.sampling, stops))
+        try:
+            while not (engine.idle or stopped()):
+                for _, delta in engine.step():
+                    if delta.error is not None:
+                        raise PunaError(f"generation failed: {delta.error}")
+                    yield delta
+        finally:
+            engine.cancel(handle)
+
+
+def talk(engine: Engine, name: str, system: str, sampling: Sampling) -> None:
     """Read questions and stream answers until the user leaves.
 
-    Raises `UsageError` when ``name`` is no model.
+    In a terminal it speaks to the user; else answers are all there is on standard output.
     """
-    console = Console(highlight=False)
-    with console.status(f"loading {name}"):
-        engine = load_engine(name)
-    console.print(
-        f"[bold]{escape(name)}[/], {engine.model.config.n_params():,} parameters. {_HELP}"
-    )
-    opening = [Message("system", system)] if system else []
-    messages = list(opening)
-    while True:
-        question = _ask(console)
-        if question is None:
-            return
-        if question == "/new":
-            messages = list(opening)
-        elif question.startswith("/"):
-            console.print(_HELP)
-        elif question:
-            messages.append(Message("user", question))
-            _answer(console, engine, messages, sampling)
+    _Terminal(Conversation(engine, system, sampling)).run(name)
 
 
-def _ask(console: Console) -> str | None:
-    try:
-        question = console.input("[bold green]you[/] ").strip()
-    except (EOFError, KeyboardInterrupt):
-        console.print()
-        return None
-    return None if question in ("/quit", "/exit") else question
+class _Terminal:
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self.console = Console(highlight=False)
+        self.notes = self.console if self.interactive else Console(stderr=True, highlight=False)
+        self.saved: set[Path] = set()
+
+    def run(self, name: str) -> None:
+        n_params = self.conversation.engine.model.config.n_params()
+        self._note(f"[bold]{escape(name)}[/], {n_params:,} parameters. [dim]/help, /quit[/]")
+        if self.interactive:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  arrow keys and history in input()
+        while (line := self._read()) is not None:
+            try:
+                if line in ("/quit", "/exit"):
+                    return
+                if line.startswith("/"):
+                    self._command(*line[1:].split(maxsplit=1))
+                elif line:
+                    self._ask(line)
+            except PunaError as error:
+                self._note(f"[yellow]{escape(str(error))}[/]")
+
+    def _read(self) -> str | None:
+        """The next input, of several lines where they end in a backslash; None at the end."""
+        lines: list[str] = []
+        while True:
+            try:
+                line = input(self._label("... " if lines else "you ", "1;32"))
+            except EOFError:
+                if self.interactive:
+                    self.console.print()
+                return "\n".join(lines).strip() if lines else None
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                self._note("\n[dim]/quit or Ctrl-D leaves[/]")
+                lines = []
+                continue
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line]).strip()
+            lines.append(line[:-1])
+
+    def _label(self, text: str, colour: str) -> str:
+        """What stands before an input; readline must know which characters take no room."""
+        if not self.interactive:
+            return ""
+        if self.console.no_color:
+            return text
+        return f"\001\033[{colour}m\002{text}\001\033[0m\002"
+
+    def _note(self, markup: str) -> None:
+        self.notes.print(markup, soft_wrap=True)
+
+    def _command(self, name: str = "help", rest: str = "") -> None:
+        commands: dict[str, Callable[[str], None]] = {
+            "help": lambda _: self._note(_HELP),
+            "new": lambda _: self._start_over(),
+            "system": self._set_system,
+            "undo": lambda _: self._undo(),
+            "retry": lambda _: self._retry(),
+            "set": self._set,
+            "save": self._save,
+        }
+        if name not in commands:
+            raise UsageError(f"no command /{name}: /help lists them")
+        commands[name](rest)
+
+    def _start_over(self) -> None:
+        self.conversation.start_over()
+        self._note("[dim]a new conversation[/]")
+
+    def _set_system(self, text: str) -> None:
+        self.conversation.system = text
+        self._start_over()
+
+    def _undo(self) -> None:
+        question = self.conversation.undo()
+        self._note(f"[dim]taken back: {escape(question)}[/]")
+
+    def _retry(self) -> None:
+        conversation = self.conversation
+        before = list(conversation.messages)
+        question = conversation.undo()
+        sampling = conversation.sampling
+        if sampling.temperature == 0:
+            self._note("[dim]temperature is 0: the answer stays; /set temperature 0.7 varies it[/]")
+        conversation.sampling = sampling.model_copy(update={"seed": sampling.seed + 1})
+        try:
+            self._ask(question)
+        finally:
+            if len(conversation.messages) < len(before):  # no new answer: the old one stays
+                conversation.messages = before
+
+    def _set(self, text: str) -> None:
+        fields = self.conversation.sampling.model_dump()
+        if text:
+            name, _, value = text.partition(" ")
+            setting = {name: _parsed(value)}
+            self.conversation.sampling = Sampling.parse(fields | setting, where="/set")
+        else:
+            shown = ", ".join(f"{name} {value}" for name, value in fields.items())
+            self._note(f"[dim]{escape(shown)}[/]")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise UsageError("name a file: /save chat.jsonl")
+        if not self.conversation.messages:
+            raise UsageError("nothing has been said yet")
+        path = Path(name).expanduser()
+        if path.exists() and path not in self.saved:
+            raise UsageError(f"{path} exists already: choose another name")
+        messages = [{"role": m.role, "content": m.content} for m in self.conversation.transcript()]
+        write_text(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+        self.saved.add(path)
+        self._note(f"[dim]saved in {escape(str(path))}[/]")
+
+    def _ask(self, question: str) -> None:
+        """Stream the answer; a question without one is as if it had not been asked."""
+        conversation = self.conversation
+        prompt = conversation.prompt(question)
+        answer = _Answer(started=time.perf_counter())
+        if self.interactive:
+            self.console.print("[bold cyan]puna[/] ", end="")
+        try:
+            with _interrupt(catch=self.interactive) as stopped:
+                for delta in conversation.answer(prompt, stopped):
+                    answer.add(delta)
+                    print(delta.text, end="", flush=True)
+        finally:
+            if answer.text or self.interactive:
+                print()
+        said = answer.text.strip()
+        if said:
+            conversation.messages += [Message("user", question), Message("assistant", said)]
+        self._note(f"[dim]{answer.figures(len(prompt))}{self._remark(prompt, answer, stopped)}[/]")
+
+    def _remark(self, prompt: list[int], answer: _Answer, stopped: Callable[[], bool]) -> str:
+        if stopped():
+            return " · stopped"
+        if len(prompt) + answer.n_tokens >= self.conversation.engine.context:
+            return " · the context is full: /new starts over"
+        if answer.n_tokens >= self.conversation.sampling.max_new_tokens:
+            return " · cut at max_new_tokens"
+        return ""
 
 
-def _answer(console: Console, engine: Engine, messages: list[Message], sampling: Sampling) -> None:
-    """Stream the answer and append it; a question too long for the context is taken back."""
-    tokenizer = engine.tokenizer
-    prompt = tokenizer.chat.encode(tokenizer, messages, add_generation_prompt=True).ids
-    text, seen = "", list[int]()
-    started = time.perf_counter()
-    try:
-        for piece in _pieces(engine, prompt, sampling, seen):
-            if not text:
-                console.print("[bold cyan]puna[/] ", end="")
-            text += piece
-            console.print(piece, end="", markup=False, soft_wrap=True)
-    except KeyboardInterrupt:
-        console.print("[dim] (stopped)[/]", end="")
-    except UsageError as error:
-        console.print(f"[yellow]{escape(str(error))}: /new starts over[/]")
-        messages.pop()
+@contextlib.contextmanager
+def _interrupt(*, catch: bool) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a question: the engine is between two steps when it is asked."""
+    pressed = False
+
+    def note(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+
+    if not catch:
+        yield lambda: False
         return
-    rate = len(seen) / (time.perf_counter() - started)
-    full = len(prompt) + len(seen) >= engine.context
-    note = " · the context is full: /new starts over" if full else ""
-    console.print(f"\n[dim]{len(seen)} tokens, {rate:.0f} tokens/s{note}[/]")
-    messages.append(Message("assistant", text))
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def write_on(
-    name: str, text: str, *, as_chat: bool, system: str, sampling: Sampling, as_json: bool
-) -> None:
-    """Print what the model writes after a text, as it comes, or as one JSON object."""
-    engine = load_engine(name)
-    tokenizer = engine.tokenizer
-    if as_chat:
-        opening = [Message("system", system)] if system else []
-        messages = [*opening, Message("user", text)]
-        prompt = tokenizer.chat.encode(tokenizer, messages, add_generation_prompt=True).ids
-    else:
-        prompt = tokenizer.encode(text, bos=tokenizer.bos_id is not None)
-    seen: list[int] = []
-    pieces = _pieces(engine, prompt, sampling, seen)
-    if as_json:
-        written = "".join(pieces)
-        limit = min(sampling.max_new_tokens, engine.context - len(prompt))
-        counts = {"prompt_tokens": len(prompt), "new_tokens": len(seen)}
-        print(json.dumps({"text": written, "stopped": len(seen) < limit, **counts}))
-        return
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    sys.stdout.write("\n")
+def _parsed(value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"/set: '{value}' cannot be read") from error

@@ -49,10 +49,15 @@ def _chat(line: str, where: str) -> NamedChat:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not valid JSON: {error.msg}") from error
+    return NamedChat(where, parse_messages(record, where))
+
+
+def parse_messages(record: Any, where: str) -> tuple[Message, ...]:
+    """The conversation of ``{"messages": [...]}``; raises `UsageError` naming ``where``."""
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(messages, list) or not messages:
         raise UsageError(f'{where}: expected an object with a list in "messages"')
-    return NamedChat(where, tuple(_message(message, where) for message in messages))
+    return tuple(_message(message, where) for message in messages)
 
 
 def _message(message: Any, where: str) -> Message:

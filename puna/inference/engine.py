@@ -101,6 +101,21 @@ class Engine:
         """Whether there is nothing to do."""
         return not self._rows
 
+    @property
+    def weights(self) -> Weights:
+        """Format of the weights; "auto" is resolved."""
+        return self._runner.weights
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights that a pass with one token reads."""
+        return self._runner.weight_bytes
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Memory that keys and values of one token take."""
+        return self._runner.cache_bytes_per_token
+
     def submit(self, request: Request) -> int:
         """Let a request in; its handle marks its deltas. Raises `UsageError`, `QueueFull`."""
         check_fits(request.prompt, self.context)

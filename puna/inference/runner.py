@@ -37,6 +37,7 @@ class Runner:
         self.load(model)
         dtype = cache_dtype or compute_dtype(weights)
         self.store = PagedStore(model.config, n_pages, page_size, dtype, model.device)
+        self.cache_bytes_per_token = PagedStore.bytes_per_token(model.config, dtype)
 
     def load(self, model: Llama) -> None:
         """Take over the weights of ``model``."""
@@ -44,6 +45,13 @@ class Runner:
         if self._compiled:
             for module in (*self.model.model.layers, self.head):
                 _compile(module)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights that a pass with one token reads: all but the table of embeddings."""
+        table = self.model.model.embed_tokens.weight
+        tensors = [*self.model.state_dict().values(), *self.head.state_dict().values()]
+        return sum(t.nbytes for t in tensors) - table.nbytes
 
     @torch.inference_mode()
     def hidden(

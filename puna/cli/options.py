@@ -1,0 +1,128 @@
+"""Options that several commands share, and what they make: an engine, sampling settings."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
+    from puna.inference import Engine, Sampling
+
+DRAFT_TOKENS = 4  # proposed ahead by a draft model when nobody says how many
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A Hugging Face folder, a GGUF file, a cached repo id, or smollm2."
+    ),
+]
+
+_SAMPLING = "Sampling"
+Temperature = Annotated[
+    float, typer.Option(min=0, help="0 takes the likeliest token.", rich_help_panel=_SAMPLING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        min=0,
+        max=1,
+        help="Sample from the fewest tokens that hold this share of the probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Sample from this many likeliest; 0 is all.", rich_help_panel=_SAMPLING
+    ),
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Leave out tokens below this share of the likeliest one's probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        min=0.01,
+        max=10,
+        help="Above 1, tokens seen before become less likely.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option("--max-new-tokens", min=1, help="Longest answer.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the draw.", rich_help_panel=_SAMPLING)]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="A text that ends the answer; repeatable.", rich_help_panel=_SAMPLING),
+]
+
+_ENGINE = "Engine"
+Weights = Annotated[
+    Literal["auto", "fp32", "bf16", "int8", "int4"],
+    typer.Option(
+        help="Format of the weights; auto is bf16 where the hardware has it, else fp32.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Speculation = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=16,
+        help="Tokens proposed ahead, from the text itself or by --draft. "
+        f"Default: 0, or {DRAFT_TOKENS} with --draft.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A smaller model of the same vocabulary that proposes tokens.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile for decoding: seconds at the first start, faster from then on.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+
+System = Annotated[str, typer.Option(help="System prompt of a chat.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def open_engine(
+    model: str,
+    weights: str,
+    speculation: int | None,
+    draft: str | None,
+    *,
+    compiled: bool,
+    **settings: Any,
+) -> "Engine":
+    """The engine that these options ask for; ``settings`` are further fields of its config."""
+    from puna.inference import EngineConfig, load_engine
+
+    if speculation is None:
+        speculation = DRAFT_TOKENS if draft else 0
+    fields = {"weights": weights, "speculation": speculation, "compile": compiled, **settings}
+    return load_engine(model, EngineConfig.parse(fields, where="engine"), draft=draft)
+
+
+def sampling_of(where: str, **fields: Any) -> "Sampling":
+    """The settings that these options ask for; raises `UsageError` naming the command."""
+    from puna.inference import Sampling
+
+    return Sampling.parse(fields, where=where)
