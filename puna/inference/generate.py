@@ -1,11 +1,12 @@
 """Texts from start to end: the engine for callers who just want the result."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from puna.core.errors import PunaError
+from puna.core.errors import PunaError, UsageError
 from puna.inference.engine import Engine
-from puna.inference.request import Delta, Request, TokenLogprob, check_fits
+from puna.inference.request import Delta, QueueFull, Request, TokenLogprob, check_fits
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class Generation:
 
 
 def stream(engine: Engine, request: Request) -> Iterator[Delta]:
-    """Deltas of one request as they come; leaving the loop cancels it."""
+    """Deltas of one request as they come; leaving the loop cancels it.
+
+    Raises `UsageError` for a request that cannot be run, and while the engine runs others.
+    """
+    _check_idle(engine)
     handle = engine.submit(request)
     try:
         while not engine.idle:
@@ -41,25 +46,40 @@ def stream(engine: Engine, request: Request) -> Iterator[Delta]:
 def generate(engine: Engine, requests: Sequence[Request]) -> list[Generation]:
     """Run all requests to their ends; results are in their order.
 
-    Raises `UsageError` when one does not fit the context, before any has started.
+    Raises `UsageError` when one does not fit the context, before any has started, and while the
+    engine runs others.
     """
+    _check_idle(engine)
     for request in requests:
         check_fits(request.prompt, engine.context)
     results: dict[int, list[Delta]] = {}
-    handles: list[int] = []
-    pending = list(reversed(requests))
+    pending = deque(requests)
     try:
         while pending or not engine.idle:
-            while pending and engine.stats().waiting < engine.config.max_rows:
-                handles.append(engine.submit(pending.pop()))
-                results[handles[-1]] = []
+            _submit_some(engine, pending, results)
             for owner, delta in engine.step():
-                if owner in results:
-                    results[owner].append(_checked(delta))
+                results[owner].append(_checked(delta))
     finally:
-        for handle in handles:
+        for handle in results:
             engine.cancel(handle)
-    return [_joined(results[handle]) for handle in handles]
+    return [joined(deltas) for deltas in results.values()]
+
+
+def _check_idle(engine: Engine) -> None:
+    """Else each caller would take the other's deltas."""
+    if not engine.idle:
+        raise UsageError("this engine is running other requests: share it through AsyncEngine")
+
+
+def _submit_some(engine: Engine, pending: deque[Request], results: dict[int, list[Delta]]) -> None:
+    """Keep as many waiting as could start together, where the queue is not smaller."""
+    while pending and engine.stats().waiting < engine.config.max_rows:
+        try:
+            handle = engine.submit(pending[0])
+        except QueueFull:
+            return  # those before it make room
+        pending.popleft()
+        results[handle] = []
 
 
 def _checked(delta: Delta) -> Delta:
@@ -68,7 +88,8 @@ def _checked(delta: Delta) -> Delta:
     return delta
 
 
-def _joined(deltas: Sequence[Delta]) -> Generation:
+def joined(deltas: Sequence[Delta]) -> Generation:
+    """All deltas of one request as its result."""
     prompt = next((d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None), None)
     return Generation(
         ids=[i for delta in deltas for i in delta.ids],

@@ -86,9 +86,9 @@ class PagePool:
         piece = tuple(tokens[start : start + self.page_size])
         return (prefix.node, piece) if len(piece) == self.page_size else None
 
-    def publish(self, prefix: Prefix, tokens: Sequence[int]) -> None:
-        """Offer the pages that ``tokens``, all of them computed, fill by now."""
-        while (prefix.published + 1) * self.page_size <= len(tokens):
+    def publish(self, prefix: Prefix, tokens: Sequence[int], n_computed: int) -> None:
+        """Offer the pages that the first ``n_computed`` of ``tokens`` fill by now."""
+        while (prefix.published + 1) * self.page_size <= n_computed:
             key = self.next_key(prefix, tokens)
             if key not in self._page_of:
                 page = prefix.pages[prefix.published]

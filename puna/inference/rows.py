@@ -1,7 +1,7 @@
 """A request on its way through the engine, and the two queues it passes."""
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 
 from puna.inference.config import EngineConfig
@@ -10,6 +10,8 @@ from puna.inference.request import QueueFull, Request, TokenLogprob
 from puna.inference.sampler import Chooser
 from puna.inference.text import TextStream
 from puna.tokenizer import Tokenizer
+
+LONGEST_RETRY_S = 60.0
 
 
 class Row:
@@ -30,6 +32,8 @@ class Row:
         self.draft: list[int] = []
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         self.reported = False
+        self.running = False
+        """Whether it is among the rows that compute; else it waits."""
 
     @property
     def left(self) -> int:
@@ -46,67 +50,83 @@ class Queue:
     """Requests waiting and running, and the pages they share.
 
     Requests start in order. When pages run out the youngest running request goes back to the front
-    of the queue; it computes its tokens again later and goes on where it was.
+    of the queue; it computes its tokens again later and goes on where it was. The oldest is never
+    sent back, so there is always progress.
     """
 
     def __init__(self, config: EngineConfig, pool: PagePool) -> None:
         self._config = config
         self.pool = pool
-        self.waiting: deque[Row] = deque()
+        self.waiting: OrderedDict[int, Row] = OrderedDict()
+        """By handle, in the order they will start."""
         self.running: list[Row] = []
+        """Oldest first."""
+        self._tokens_waiting = 0
         self._finish_times: deque[float] = deque(maxlen=32)
 
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens still to compute."""
-        rows = [*self.waiting, *self.running]
-        return sum(row.left for row in rows if not row.decoding)
+        return self._tokens_waiting + sum(row.left for row in [*self.running] if not row.decoding)
 
     def add(self, row: Row) -> None:
         """Let ``row`` wait; raises `QueueFull`."""
         config = self._config
-        tokens = sum(row.left for row in self.waiting)
         full = len(self.waiting) >= config.max_queue
-        if full or (self.waiting and tokens + row.left > config.max_queue_tokens):
+        tokens = self._tokens_waiting + row.left
+        if full or (self.waiting and tokens > config.max_queue_tokens):
             raise QueueFull(self._seconds_to_a_place())
-        self.waiting.append(row)
+        # the last token of a text needs no room in the cache: nothing follows it
+        row.limit = min(row.limit, self.pool.n_pages * self.pool.page_size + 1)
+        self._wait(row)
 
     def admit(self) -> None:
-        """Start waiting requests while there are rows and pages for their next tokens."""
+        """Start waiting requests while there are rows and pages for all their tokens."""
+        if not self.waiting or len(self.running) >= self._config.max_rows:
+            return
         promised = set(self._promised())
         while self.waiting and len(self.running) < self._config.max_rows:
-            row = self.waiting[0]
+            row = next(iter(self.waiting.values()))
+            self._tokens_waiting -= row.left
             self._adopt_prefix(row)
             key = self.pool.next_key(row.prefix, row.tokens)
-            if self._config.prefix_cache and key is not None and key in promised:
-                self._abandon(row)  # another row is computing this very page: wait for it
-                return
-            if not self._grow(row, row.computed + min(row.left, self._config.chunk_tokens)):
+            # another row is computing this very page: wait for it
+            shared = self._config.prefix_cache and key is not None and key in promised
+            if shared or self._missing(row, len(row.tokens)) > self.pool.n_available:
                 self._abandon(row)
+                self._tokens_waiting += row.left
                 return
             promised.add(key)
-            self.running.append(self.waiting.popleft())
+            del self.waiting[row.handle]
+            row.running = True
+            self.running.append(row)
 
     def reserve(self, rows: Sequence[Row], counts: Sequence[int]) -> list[Row]:
         """Give rows pages for their next ``counts`` tokens; those that stay in, oldest first."""
         for row, count in zip(rows, counts, strict=True):
-            while row in self.running and not self._grow(row, row.computed + count):
+            while row.running and not self._grow(row, row.computed + count):
                 self._preempt(self.running[-1])
-        return [row for row in rows if row in self.running]
+        return [row for row in rows if row.running]
 
     def publish(self, row: Row) -> None:
         """Offer the pages ``row`` has filled to others."""
         if self._config.prefix_cache:
-            self.pool.publish(row.prefix, row.tokens[: row.computed])
+            self.pool.publish(row.prefix, row.tokens, row.computed)
 
     def remove(self, row: Row) -> None:
         """Take ``row`` out, wherever it is, and free its pages."""
-        if row in self.running:
+        if row.running:
+            row.running = False
             self.running.remove(row)
             self._finish_times.append(time.monotonic())
         else:
-            self.waiting.remove(row)
+            del self.waiting[row.handle]
+            self._tokens_waiting -= row.left
         self.pool.release(row.prefix)
+
+    def _wait(self, row: Row) -> None:
+        self.waiting[row.handle] = row
+        self._tokens_waiting += row.left
 
     def _promised(self) -> Iterator[object]:
         for row in self.running:
@@ -123,23 +143,30 @@ class Queue:
     def _abandon(self, row: Row) -> None:
         self.pool.release(row.prefix)
         row.prefix, row.computed = Prefix(), 0
+        row.prompt_logprobs = [None]
 
     def _preempt(self, row: Row) -> None:
+        row.running = False
         self.running.remove(row)
         self._abandon(row)
         row.draft = []
-        self.waiting.appendleft(row)
+        self._wait(row)
+        self.waiting.move_to_end(row.handle, last=False)
+
+    def _missing(self, row: Row, length: int) -> int:
+        """Pages ``row`` lacks to hold ``length`` tokens."""
+        return max(-(-length // self.pool.page_size) - len(row.prefix.pages), 0)
 
     def _grow(self, row: Row, length: int) -> bool:
-        missing = -(-length // self.pool.page_size) - len(row.prefix.pages)
-        new = self.pool.allocate(max(missing, 0))
+        new = self.pool.allocate(self._missing(row, length))
         if new is None:
             return False
         row.prefix.pages.extend(new)
         return True
 
     def _seconds_to_a_place(self) -> float:
+        """Mean time between the latest ends; a pause among them must not make it absurd."""
         times = self._finish_times
         if len(times) < 2:
             return 1.0
-        return max(1.0, (times[-1] - times[0]) / (len(times) - 1))
+        return min(max(1.0, (times[-1] - times[0]) / (len(times) - 1)), LONGEST_RETRY_S)

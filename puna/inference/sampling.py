@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pydantic import Field, field_validator
+from pydantic import Field, FiniteFloat, field_validator
 
 from puna.core.config import Config
 
@@ -28,7 +28,7 @@ class Sampling(Config):
     """Taken from the logit of every token generated before, once."""
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Taken from the logit of a token as often as it was generated before."""
-    logit_bias: Mapping[int, float] = Field(default_factory=dict, max_length=1024)
+    logit_bias: Mapping[int, FiniteFloat] = Field(default_factory=dict, max_length=1024)
     """Added to the logits of these tokens."""
     seed: int = 0
     """Seed of the draw; the same seed and the same prompt give the same text, in any batch."""
@@ -49,12 +49,17 @@ class Sampling(Config):
         return stop
 
     @property
-    def plain(self) -> bool:
-        """Whether the choice is the most probable token as the model gives it."""
-        return self.temperature == 0 and not self.adjusts
+    def penalises(self) -> bool:
+        """Whether tokens seen before are made less (or more) likely."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0)
 
     @property
     def adjusts(self) -> bool:
         """Whether logits are changed before the choice."""
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
+        return self.penalises or bool(self.logit_bias)
+
+    @property
+    def filters(self) -> bool:
+        """Whether only the most probable tokens may be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0

@@ -5,6 +5,7 @@ A proposal is kept only when it is what the row's own choice gives, so text does
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from puna.inference.rows import Row
 from puna.inference.runner import Runner
@@ -12,6 +13,7 @@ from puna.inference.weights import Weights
 from puna.model import Llama
 
 LONGEST_MATCH = 4
+MOST_PLACES = 32
 Reserve = Callable[[Sequence[Row], Sequence[int]], list[Row]]
 
 
@@ -38,10 +40,17 @@ class LookUp:
     Good for answers that repeat their prompt: summaries, edits, code (Saxena 2023).
     """
 
+    def __init__(self) -> None:
+        self._seen: WeakKeyDictionary[Row, Repeats] = WeakKeyDictionary()
+
     def propose(self, rows: Sequence[Row], n: int, reserve: Reserve) -> None:  # noqa: ARG002
         """As `Drafter.propose`."""
         for row in rows:
-            row.draft = _continuation(row.tokens, min(n, row.limit - len(row.tokens) - 1))
+            repeats = self._seen.get(row)
+            if repeats is None:
+                repeats = self._seen[row] = Repeats()
+            most = min(n, row.limit - len(row.tokens) - 1)
+            row.draft = repeats.continuation(row.tokens, most) if most > 0 else []
 
     def follow(
         self,
@@ -50,6 +59,42 @@ class LookUp:
         starts: Sequence[int],
     ) -> None:
         """Nothing: the text is all there is to it."""
+
+
+class Repeats:
+    """Where each pair of neighbouring tokens of a growing text stood, so that its end is found
+    again without reading the text from the start."""
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[int, int], int] = {}
+        self._before: list[int] = [0, 0]  # end of a pair -> end of the same pair before it, or 0
+
+    def continuation(self, tokens: Sequence[int], n: int) -> list[int]:
+        """At most ``n`` tokens that followed the newest ones at an earlier place.
+
+        Args:
+            tokens: the whole text; it only ever grows.
+            n: 1 or more.
+
+        The longest match of 2 to `LONGEST_MATCH` tokens counts, of equal ones the latest; as
+        many places as `MOST_PLACES` are compared.
+        """
+        for end in range(len(self._before), len(tokens)):
+            pair = (tokens[end - 2], tokens[end - 1])
+            self._before.append(self._newest.get(pair, 0))
+            self._newest[pair] = end
+        if len(tokens) < 3:
+            return []
+        best, longest = 0, 0
+        place = self._newest.get((tokens[-2], tokens[-1]), 0)
+        for _ in range(MOST_PLACES):
+            if not place or longest == LONGEST_MATCH:
+                break
+            length = _match(tokens, place)
+            if length > longest:
+                best, longest = place, length
+            place = self._before[place]
+        return list(tokens[best : best + n]) if best else []
 
 
 class DraftModel:
@@ -64,14 +109,12 @@ class DraftModel:
 
     def propose(self, rows: Sequence[Row], n: int, reserve: Reserve) -> None:
         """As `Drafter.propose`."""
-        room = [max(0, min(n, row.limit - len(row.tokens) - 1)) for row in rows]
-        kept = reserve(rows, [1 + each for each in room])
+        room = {row: max(0, min(n, row.limit - len(row.tokens) - 1)) for row in rows}
+        kept = reserve(rows, [1 + most for most in room.values()])
         for row in kept:
             row.draft = []
-        for step in range(max(room, default=0)):
-            active = [
-                row for row, most in zip(rows, room, strict=True) if row in kept and step < most
-            ]
+        for step in range(n):
+            active = [row for row in kept if step < room[row]]
             if not active:
                 return
             newest = [[row.draft[-1] if row.draft else row.tokens[-1]] for row in active]
@@ -92,13 +135,9 @@ class DraftModel:
         self._runner.hidden(tokens, pages, starts)
 
 
-def _continuation(tokens: Sequence[int], n: int) -> list[int]:
-    """What followed the newest tokens at their last earlier place; longer matches first."""
-    if n <= 0:
-        return []
-    for length in range(min(LONGEST_MATCH, len(tokens) - 1), 1, -1):
-        tail = list(tokens[-length:])
-        for start in range(len(tokens) - length - 1, -1, -1):
-            if list(tokens[start : start + length]) == tail:
-                return list(tokens[start + length : start + length + n])
-    return []
+def _match(tokens: Sequence[int], end: int) -> int:
+    """How many tokens before ``end`` equal those at the end of the text, up to the longest."""
+    length = 0
+    while length < min(LONGEST_MATCH, end) and tokens[end - 1 - length] == tokens[-1 - length]:
+        length += 1
+    return length

@@ -10,12 +10,12 @@ class TextStream:
 
     Args:
         tokenizer: whose ids they are.
-        stops: texts that end the generation.
+        stops: texts that end the generation; none is empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer, skip_special=True)
-        self._stops = [stop for stop in stops if stop]
+        self._stops = tuple(stops)
         self._held = ""
         self.matched: str | None = None
         """The stop text that was found; nothing is decoded after it."""
@@ -34,9 +34,14 @@ class TextStream:
         if self.matched is not None:
             return ""
         text = self._held + new
-        found = [(text.find(stop), stop) for stop in self._stops if stop in text]
-        if found:
-            place, self.matched = min(found)
+        # the stop that is complete first counts, whatever pieces the text comes in
+        ends = [
+            (place + len(stop), place, stop)
+            for stop in self._stops
+            if (place := text.find(stop)) >= 0
+        ]
+        if ends:
+            _, place, self.matched = min(ends)
             self._held = ""
             return text[:place]
         hold = max((_overlap(text, stop) for stop in self._stops), default=0)
@@ -46,5 +51,7 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that a stop text begins with."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)
+    start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while start >= 0 and not stop.startswith(text[start:]):
+        start = text.find(stop[0], start + 1)
+    return len(text) - start if start >= 0 else 0
