@@ -82,13 +82,18 @@ def sampling_of(
         "presence_penalty": fields.presence_penalty,
         "frequency_penalty": fields.frequency_penalty,
         "logit_bias": fields.logit_bias and {int(k): v for k, v in fields.logit_bias.items()},
-        "seed": secrets.randbits(63) if fields.seed is None else fields.seed,
+        "seed": new_seed() if fields.seed is None else fields.seed,
         "stop": (stop,) if isinstance(stop, str) else stop and tuple(stop),
         "ignore_stop_tokens": fields.ignore_eos,
         "logprobs": logprobs,
     }
     given = {name: value for name, value in values.items() if value is not None}
     return Sampling(max_new_tokens=max_new_tokens, prompt_logprobs=prompt_logprobs, **given)
+
+
+def new_seed() -> int:
+    """A seed for a request that names none."""
+    return secrets.randbits(63)
 
 
 async def requests_of(

@@ -15,7 +15,6 @@ from puna.inference import Delta
 from puna.serving.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
-_HOLE = "\ufffdhole\ufffd"
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
@@ -25,22 +24,24 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
 
 
 class Frame:
-    """An event in which one value is filled in anew each time.
+    """An event in which some values are filled in anew each time.
 
     Args:
-        data: the event; `Frame.HOLE` stands where the value goes.
+        data: the event; `Frame.HOLE` stands wherever a value goes.
         name: of the event.
     """
 
-    HOLE = _HOLE
+    HOLE = "\ufffdhole\ufffd"
 
     def __init__(self, data: Mapping[str, Any], name: str | None = None) -> None:
-        before, after = event(data, name).split(json.dumps(_HOLE).encode())
-        self._before, self._after = before, after
+        self._pieces = event(data, name).split(json.dumps(self.HOLE).encode())
 
-    def fill(self, value: Any) -> bytes:
-        """The event with ``value``."""
-        return self._before + json.dumps(value, separators=(",", ":")).encode() + self._after
+    def fill(self, *values: Any) -> bytes:
+        """The event with ``values`` in its holes, in their order."""
+        parts = [self._pieces[0]]
+        for value, piece in zip(values, self._pieces[1:], strict=True):
+            parts += (json.dumps(value, separators=(",", ":")).encode(), piece)
+        return b"".join(parts)
 
 
 Deltas = AsyncGenerator[tuple[int, Delta], None]
