@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from puna import __version__
-from puna.serving import chat
+from puna.serving import chat, completions, embeddings, responses, tokens
 from puna.serving.auth import KeyRing
 from puna.serving.config import ServeConfig
 from puna.serving.errors import RESPONSES, install_handlers
@@ -76,7 +76,8 @@ def _reads(routers: list[APIRouter]) -> Callable[[str, str], bool]:
 
 def _api(hub: Hub, config: ServeConfig, figures: Figures, traffic: Traffic) -> list[APIRouter]:
     """The endpoints that need a key where there are keys."""
-    routers = [chat.router, figures_router(hub, figures, traffic)]
+    protocol = [m.router for m in (chat, completions, responses, embeddings, tokens)]
+    routers = [*protocol, figures_router(hub, figures, traffic)]
     if config.adapter_folder is not None:
         routers.append(adapters_router(config.adapter_folder))
     return routers
