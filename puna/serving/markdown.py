@@ -17,7 +17,7 @@ from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
-_LIGHT, _DARK = "default", "gruvbox-dark"
+_LIGHT, _DARK = "default", "github-dark"
 _SCHEMES = ("http://", "https://", "mailto:")
 _HEADINGS_BELOW = 2
 """The page has a first heading and each message a second one."""

@@ -9,7 +9,7 @@ import * as list from "./list.js";
 import { fit, footElement, messageElement, sends } from "./messages.js";
 import * as models from "./models.js";
 import { Growing, showAll } from "./render.js";
-import { Run, runOf, saveAll } from "./run.js";
+import { Run, runOf, interruptAll } from "./run.js";
 import * as scroll from "./scroll.js";
 import * as settings from "./settings.js";
 import * as store from "./store.js";
@@ -197,7 +197,7 @@ function listen() {
     notify("The key is forgotten.");
   });
   keys.setUp({ stop, startOver, search: openSearch, settings: openSettings, question: toQuestion });
-  window.addEventListener("pagehide", saveAll);
+  window.addEventListener("pagehide", interruptAll);
 }
 
 /** Returns whether there was anything to stop. */

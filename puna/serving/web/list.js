@@ -75,10 +75,12 @@ function row(conversation) {
   const pulse = { class: "pulse", role: "img", "aria-label": "writing" };
   if (runOf(id)) open.prepend(element("span", pulse));
   const item = element("li", { "data-id": id }, open);
-  item.append(
+  const tools = element("div", { class: "row-tools" });
+  tools.append(
     iconButton("edit", `Rename “${title}”`, () => rename(conversation, item)),
     iconButton("trash", `Delete “${title}”`, () => remove(conversation)),
   );
+  item.append(tools);
   return item;
 }
 

@@ -17,9 +17,13 @@ export function runOf(id) {
   return runs.get(id);
 }
 
-/** Keep what there is of every answer under way: the page is about to go. */
-export function saveAll() {
-  for (const run of runs.values()) save(run.conversation);
+/** The page is about to go: keep what there is of every answer under way. */
+export function interruptAll() {
+  for (const run of [...runs.values()]) {
+    run.message.state = "interrupted";
+    save(run.conversation);
+    run.abandon();
+  }
 }
 
 /** The answer to a conversation whose last message is the user's. */
@@ -68,7 +72,7 @@ export class Run {
     this.#abort.abort();
   }
 
-  /** Stop, and keep nothing: the conversation is gone. */
+  /** Stop, and keep nothing any more: the conversation or the page is gone. */
   abandon() {
     this.#abandoned = true;
     this.stop();
@@ -104,6 +108,7 @@ export class Run {
 
   #fail(error) {
     const { message } = this;
+    if (this.#abandoned) return;
     if (error.name === "AbortError") {
       message.state = "stopped";
       return;

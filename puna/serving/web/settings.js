@@ -50,6 +50,7 @@ const FIELDS = [
   },
 ];
 
+const idOf = ({ name }) => `set-${name}`;
 const defaults = () => Object.fromEntries(FIELDS.map((field) => [field.name, field.value]));
 
 /** @type {Record<string, any>} */
@@ -112,34 +113,36 @@ export function open(conversation, changed) {
 /** Show the current values in the dialog. */
 function show() {
   for (const field of FIELDS) {
-    byId(field.name).value = String(current[field.name]);
+    byId(idOf(field)).value = String(current[field.name]);
     complain(field, "");
-    if (field.kind === "range") byId(`${field.name}-value`).value = String(current[field.name]);
+    if (field.kind === "range") byId(`${idOf(field)}-value`).value = String(current[field.name]);
   }
 }
 
 /** A labelled input with its hint. */
 function fieldElement(field) {
-  const { name, label, hint } = field;
+  const { label, hint } = field;
+  const id = idOf(field);
   const input = inputElement(field);
-  const hints = [hint && `${name}-hint`, `${name}-error`].filter(Boolean).join(" ");
+  const hints = [hint && `${id}-hint`, `${id}-error`].filter(Boolean).join(" ");
   input.setAttribute("aria-describedby", hints);
   input.addEventListener("input", () => take(field, input));
   return element(
     "div",
     { class: `field ${field.kind}` },
-    element("label", { for: name }, label),
-    field.kind === "range" ? element("output", { id: `${name}-value`, for: name }) : null,
+    element("label", { for: id }, label),
+    field.kind === "range" ? element("output", { id: `${id}-value`, for: id }) : null,
     input,
-    hint ? element("p", { class: "hint", id: `${name}-hint` }, hint) : null,
-    element("p", { class: "wrong", id: `${name}-error` }),
+    hint ? element("p", { class: "hint", id: `${id}-hint` }, hint) : null,
+    element("p", { class: "wrong", id: `${id}-error` }),
   );
 }
 
 function inputElement({ name, kind, min, max, step }) {
-  if (kind === "lines") return element("textarea", { id: name, name, rows: 2 });
+  const id = idOf({ name });
+  if (kind === "lines") return element("textarea", { id, name, rows: 2 });
   const inputMode = Number.isInteger(step) ? "numeric" : "decimal";
-  return element("input", { id: name, name, type: kind, min, max, step, inputMode });
+  return element("input", { id, name, type: kind, min, max, step, inputMode });
 }
 
 /** Keep what was typed if it is a value; say so if not. */
@@ -152,7 +155,7 @@ function take(field, input) {
   complain(field, good ? "" : wish(field));
   if (!good) return;
   current[field.name] = value;
-  if (field.kind === "range") byId(`${field.name}-value`).value = String(value);
+  if (field.kind === "range") byId(`${idOf(field)}-value`).value = String(value);
   keep();
 }
 
@@ -168,6 +171,6 @@ function wish({ min, max, step }) {
 }
 
 function complain(field, message) {
-  byId(`${field.name}-error`).textContent = message;
-  byId(field.name).setAttribute("aria-invalid", String(message !== ""));
+  byId(`${idOf(field)}-error`).textContent = message;
+  byId(idOf(field)).setAttribute("aria-invalid", String(message !== ""));
 }
