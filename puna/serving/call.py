@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 from torch import Tensor
 
 from puna.core.errors import UsageError
-from puna.inference import Delta, QueueFull, Request, check_fits
+from puna.inference import Delta, Request, check_fits
 from puna.inference.worker import Answer
 from puna.serving.auth import Holder
 from puna.serving.errors import ApiError, as_api_error, server_error
@@ -89,30 +89,19 @@ class Call:
         """
         measure = self._measure(served)
         subjects = await self._admit(served, requests, measure)
-        try:
-            answers = await self._submit(served, requests)
-        except ApiError:
-            measure.refund(requests)
-            raise
-        filters: list[Filtered | None] = [None] * len(answers)
-        if self._safeguard is not None:
-            filters = [Filtered(self._safeguard.output_filter(subject)) for subject in subjects]
+        answers = await self._submit(served, requests, measure)
+        filters = self._filters(subjects)
         pairs = _one(answers[0]) if len(answers) == 1 else _several(answers)
-        open_answers = set(range(len(answers)))
+        unfinished = set(range(len(answers)))
         try:
-            while open_answers:
+            while unfinished:
                 index, delta = await self._wait(anext(pairs))
-                if index not in open_answers:
-                    continue  # what came before a blocked answer was closed
+                if index not in unfinished:
+                    continue  # it came before a blocked answer was closed
                 measure.took(index, delta)
-                if delta.finish == "error":
-                    log(level="error", id=self.request_id, error=delta.error)
-                    raise server_error()
-                output = filters[index]
-                if output is not None:
-                    delta = self._filter(index, output, delta)
+                delta = self._checked(index, delta, filters.get(index))
                 if delta.finish is not None:
-                    open_answers.remove(index)
+                    unfinished.remove(index)
                     answers[index].close()
                     self.record.finish = delta.finish
                 yield index, delta
@@ -129,12 +118,7 @@ class Call:
         requests = [Request(prompt) for prompt in prompts]
         measure = self._measure(served)
         await self._admit(served, requests, measure)
-        try:
-            vectors = [await self._wait(served.engine.embed([prompt])) for prompt in prompts]
-        except RuntimeError as error:
-            log(level="error", id=self.request_id, error=f"{type(error).__name__}: {error}")
-            raise server_error() from error
-        return torch.cat(vectors)
+        return torch.cat([await self._wait(served.engine.embed([prompt])) for prompt in prompts])
 
     async def _admit(
         self, served: Served, requests: Sequence[Request], measure: Measure
@@ -146,7 +130,7 @@ class Call:
                 check_fits(request.prompt, served.context)
             except UsageError as error:
                 code = "context_length_exceeded" if request.prompt else "empty_prompt"
-                raise ApiError(400, str(error), param="messages", code=code) from error
+                raise ApiError(400, str(error), code=code) from error
         measure.read(served, requests)
         if self._safeguard is None:
             return []
@@ -169,7 +153,9 @@ class Call:
                 )
         return subjects
 
-    async def _submit(self, served: Served, requests: Sequence[Request]) -> list[Answer]:
+    async def _submit(
+        self, served: Served, requests: Sequence[Request], measure: Measure
+    ) -> list[Answer]:
         """Let all of ``requests`` in, or none."""
         asked = asyncio.gather(
             *(served.engine.submit(request) for request in requests), return_exceptions=True
@@ -181,11 +167,8 @@ class Call:
             return answers
         for answer in answers:
             answer.close()
-        if isinstance(problems[0], UsageError | QueueFull):
-            known = as_api_error(problems[0])
-            assert known is not None, "both kinds have an answer"
-            raise known
-        raise problems[0]
+        measure.refund(requests)
+        raise as_api_error(problems[0]) or problems[0]
 
     async def _wait(self, event: Awaitable[_Result]) -> _Result:
         """Wait for ``event``, or raise the error that interrupts the call."""
@@ -208,8 +191,20 @@ class Call:
         figures = self._figures.of(served.name)
         return Measure(self.record, figures, self._started, self.holder)
 
-    def _filter(self, index: int, output: Filtered, delta: Delta) -> Delta:
+    def _filters(self, subjects: Sequence[Subject]) -> dict[int, Filtered]:
+        """A filter for each answer, where there is a safeguard."""
+        guard = self._safeguard
+        if guard is None:
+            return {}
+        return {n: Filtered(guard.output_filter(subject)) for n, subject in enumerate(subjects)}
+
+    def _checked(self, index: int, delta: Delta, output: Filtered | None) -> Delta:
         """What of ``delta`` may leave; the verdict is counted when the answer ends."""
+        if delta.finish in ("error", "cancelled"):  # the latter when the engine is closed
+            log(level="error", id=self.request_id, error=delta.error or "the engine was closed")
+            raise server_error()
+        if output is None:
+            return delta
         released = output.push(delta)
         if released.finish is not None:
             self._figures.verdicts["output", output.verdict.decision] += 1

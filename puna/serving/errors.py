@@ -114,7 +114,7 @@ def server_error() -> ApiError:
     )
 
 
-def as_api_error(error: Exception) -> ApiError | None:
+def as_api_error(error: BaseException) -> ApiError | None:
     """The answer to a known kind of error; None for one nobody expected."""
     match error:
         case ApiError():
@@ -139,9 +139,10 @@ def as_api_error(error: Exception) -> ApiError | None:
 def install_handlers(app: FastAPI) -> None:
     """Make every known error of ``app`` an OpenAI error; the gate answers the unknown ones."""
 
-    def answer(_request: Request, error: Exception) -> JSONResponse:
+    def answer(request: Request, error: Exception) -> JSONResponse:
         known = as_api_error(error)
         assert known is not None, "handlers are installed for known errors only"
+        request.scope["state"]["error"] = known  # the gate counts it
         return known.response()
 
     for kind in (ApiError, QueueFull, UsageError, RequestValidationError, HTTPException):
@@ -149,12 +150,36 @@ def install_handlers(app: FastAPI) -> None:
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
-    problem: Mapping[str, Any] = error.errors()[0]
-    if problem["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {problem['ctx']['error']}")
-    where = _path([part for part in problem["loc"] if part not in ("body", "query", "path")])
-    message = problem["msg"].removeprefix("Value error, ")
+    """The most exact of the problems: of a value with several forms, that of the form meant."""
+    problems: list[Mapping[str, Any]] = list(error.errors())
+    if problems[0]["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {problems[0]['ctx']['error']}")
+    places = [_place(problem, error.body) for problem in problems]
+
+    def exactness(n: int) -> tuple[int, bool]:
+        return len(places[n]), not problems[n]["type"].endswith("_type")
+
+    best = max(range(len(problems)), key=exactness)
+    where = _path(places[best])
+    message = problems[best]["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{where}: {message}" if where else message, param=where or None)
+
+
+def _place(problem: Mapping[str, Any], body: object) -> list[str | int]:
+    """Where in ``body`` the problem is: its location without the names of forms tried."""
+    source, *location = problem["loc"]
+    if source != "body":
+        return location
+    place: list[str | int] = []
+    for n, part in enumerate(location, start=1):
+        named = isinstance(body, dict) and part in body
+        numbered = isinstance(body, list) and isinstance(part, int) and part < len(body)
+        if named or numbered:
+            body = body[part]  # type: ignore[index]  # one of the two
+        elif problem["type"] != "missing" or n < len(location):
+            continue
+        place.append(part)
+    return place
 
 
 def _path(location: list[str | int]) -> str:

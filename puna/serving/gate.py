@@ -104,7 +104,7 @@ class Gate:
                 unread = False
                 await self._work(scope, receive, reply, call, body)
         except ApiError as error:
-            self._figures.rejected[error.code or error.type] += 1
+            scope["state"]["error"] = error
             if unread and error.status != 408:
                 await discard_body(scope, receive)
             await reply.error(error, close=unread)
@@ -143,7 +143,7 @@ class Gate:
         )
         timer = loop.call_at(call.deadline, call.interrupt, late)
         # From 2.4 on Starlette leaves it to the server to notice that a client is gone.
-        scope["asgi"] = {**scope["asgi"], "spec_version": "2.4"}
+        scope["asgi"] = {**scope.get("asgi", {}), "spec_version": "2.4"}
         try:
             await self._app(scope, body_once, reply.send)
         finally:
@@ -153,8 +153,7 @@ class Gate:
     def _admit(self, headers: Headers, call: Call, public: bool) -> None:
         """Find out who asks; raises `ApiError`."""
         if self._keys is None:
-            host = headers.get("host", "").rsplit(":", 1)[0]
-            if not is_loopback(host):  # a web page whose name was rebound to this machine
+            if not is_loopback(_host(headers)):  # a web page whose name was rebound to us
                 raise ApiError(
                     403,
                     "without API keys this server answers only to localhost",
@@ -192,6 +191,9 @@ class Gate:
         endpoint = getattr(scope.get("route"), "path", "unknown")
         status = reply.status or CLIENT_LEFT
         self._figures.answers[scope["method"], endpoint, status] += 1
+        error = scope["state"].get("error")
+        if error is not None:
+            self._figures.rejected[error.code or error.type] += 1
         if self._config.log_requests and not quiet:
             log(
                 id=call.request_id,
@@ -202,3 +204,9 @@ class Gate:
                 duration_ms=round(1000 * seconds, 1),
                 client="left" if reply.gone else "stayed",
             )
+
+
+def _host(headers: Headers) -> str:
+    """The name a client called us by, without the port."""
+    name = headers.get("host", "")
+    return name if name.endswith("]") else name.rpartition(":")[0] or name

@@ -51,6 +51,13 @@ def run(
     answers.
     """
     _allow_files(config.max_connections + _SPARE_FILES)
+    server = new_server(app, config, started)
+    server.run(sockets=[listener])
+    return server.complete
+
+
+def new_server(app: FastAPI, config: ServeConfig, started: Callable[[], None]) -> "Server":
+    """A server of ``app``, made by `create_app`, that is ready to run."""
     protocol: Any = partial(
         Connection,
         max_connections=config.max_connections,
@@ -71,9 +78,7 @@ def run(
         timeout_keep_alive=int(config.header_seconds) + 1,
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    server = Server(settings, app.state.traffic, config.drain_seconds, started)
-    server.run(sockets=[listener])
-    return server.complete
+    return Server(settings, app.state.traffic, config.drain_seconds, started)
 
 
 class Server(uvicorn.Server):

@@ -1,22 +1,21 @@
 """A tiny random model, served in this process and by a real server on a free loopback port."""
 
 import asyncio
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI
+from serving_helpers import Running, Serve
 
 from puna.inference import Engine, EngineConfig
 from puna.model import Llama, LlamaConfig
 from puna.serving import Hub, ServeConfig, create_app
+from puna.serving.lifecycle import listen, new_server
 from puna.tokenizer import Tokenizer
 
 TEXTS = [
@@ -79,6 +78,12 @@ def app(hub: Hub) -> FastAPI:
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """Tests that are coroutines (``pytest.mark.anyio``) run on asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of `app` in this process, for tests that are coroutines."""
     transport = httpx.ASGITransport(app)
@@ -86,35 +91,38 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@dataclass(frozen=True)
-class Running:
-    """A server that listens."""
-
-    url: str
-    server: uvicorn.Server
-
-
-Serve = Callable[[FastAPI], AbstractContextManager[Running]]
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve() -> Serve:
-    """Runs an application on a real server, in a thread, on a free loopback port."""
+    """Runs an application on a real server, in a thread, on a free loopback port.
+
+    Arguments are the application and fields of `ServeConfig` that matter to the server itself.
+    """
 
     @contextmanager
-    def run(app: FastAPI) -> Iterator[Running]:
-        listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the server did not start"
-                asyncio.run(asyncio.sleep(0.01))
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", server)
-        finally:
-            server.should_exit = True
-            thread.join()
+    def run(app: FastAPI, **fields: Any) -> Iterator[Running]:
+        config = ServeConfig(port=0, **fields)
+        up = threading.Event()
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        def started() -> None:
+            loops.append(asyncio.get_running_loop())
+            up.set()
+
+        with listen(config) as listener:
+            server = new_server(app, config, started)
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+            port = listener.getsockname()[1]
+            thread.start()
+            assert up.wait(30), "the server did not start"
+            running = Running(f"http://127.0.0.1:{port}", port, server, loops[0])
+            try:
+                yield running
+            finally:
+                for _ in range(2):  # the second time it does not wait for requests in hand
+                    if thread.is_alive():
+                        running.stop()
+                thread.join(30)
+                assert not thread.is_alive(), "the server did not end"
 
     return run
 

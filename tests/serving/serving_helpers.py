@@ -1,16 +1,22 @@
-"""The plainest endpoint over a call: what every protocol does, without a protocol."""
+"""Helpers of these tests; above all the plainest endpoint over a call: no protocol at all."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from puna.inference import Delta, Request, Sampling
+from puna.inference import Delta, Engine, Request, Sampling
 from puna.serving.call import Call, call_of
 from puna.serving.errors import ApiError
+from puna.serving.lifecycle import Server
 
 router = APIRouter()
 
@@ -56,3 +62,39 @@ async def lines(
 def line(index: int, delta: Delta) -> bytes:
     value = {"index": index, "text": delta.text, "ids": len(delta.ids), "finish": delta.finish}
     return json.dumps(value).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that listens."""
+
+    url: str
+    port: int
+    server: Server
+    loop: asyncio.AbstractEventLoop
+
+    def stop(self) -> None:
+        """What SIGTERM does."""
+        self.loop.call_soon_threadsafe(self.server.stop)
+
+
+Serve = Callable[..., AbstractContextManager[Running]]
+
+
+def slow_down(engine: Engine, seconds: float) -> None:
+    """Make every step of ``engine`` take so much longer."""
+    hidden = engine._runner.hidden
+
+    def slowly(*args: Any) -> torch.Tensor:
+        time.sleep(seconds)
+        return hidden(*args)
+
+    engine._runner.hidden = slowly  # type: ignore[method-assign]
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait for something to become true."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.01)
