@@ -24,7 +24,7 @@ _bearer = HTTPBearer(auto_error=False, description="An API key; not needed where
 
 
 def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = None) -> FastAPI:
-    """The server as an ASGI application; ``app.state.traffic`` knows what is in hand.
+    """The server as an ASGI application; ``app.state`` has its ``hub`` and its ``traffic``.
 
     Args:
         hub: the models, started and closed by the caller.
@@ -36,6 +36,7 @@ def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = N
     figures = Figures(hub.names())
     traffic = Traffic()
     app = FastAPI(title="Puna", version=__version__, docs_url=None, redoc_url=None)
+    app.state.hub = hub
     app.state.traffic = traffic
     install_handlers(app)
     for router in _api(hub, config, figures, traffic):

@@ -21,21 +21,24 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
     ``seconds``, and `Disconnected`.
     """
     if int(dict(scope["headers"]).get(b"content-length", b"0")) > limit:
+        await discard_body(scope, receive)
         raise _too_large(limit)
-    body = bytearray()
+    body, more = bytearray(), True
     try:
         async with asyncio.timeout(seconds):
-            more = True
-            while more:
+            while more and len(body) <= limit:
                 part, more = await _next(receive)
                 body += part
-                if len(body) > limit:
-                    raise _too_large(limit)
     except TimeoutError:
         raise ApiError(
             408, f"the request did not arrive within {seconds:.0f} s", code="request_timeout"
         ) from None
-    return bytes(body)
+    if len(body) <= limit:
+        return bytes(body)
+    body.clear()
+    if more:
+        await discard_body(scope, receive)
+    raise _too_large(limit)
 
 
 async def discard_body(scope: Scope, receive: Receive) -> None:

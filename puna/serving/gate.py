@@ -100,14 +100,14 @@ class Gate:
             self._admit_work()
             config = self._config
             with self._traffic.active(call):
-                body = await read_body(scope, receive, config.max_body_bytes, config.body_seconds)
                 unread = False
+                body = await read_body(scope, receive, config.max_body_bytes, config.body_seconds)
                 await self._work(scope, receive, reply, call, body)
         except ApiError as error:
             scope["state"]["error"] = error
-            if unread and error.status != 408:
+            if unread:
                 await discard_body(scope, receive)
-            await reply.error(error, close=unread)
+            await reply.error(error, close=unread or error.status in (408, 413))
         except Disconnected:
             raise
         except Exception as error:  # noqa: BLE001  the client gets a plain 500, the log the cause

@@ -46,7 +46,7 @@ class Hub:
             self._served[name].engine.start()
 
     def close(self) -> None:
-        """Stop the engines' threads; each ends its current step."""
+        """Stop the engines' threads; each ends its current step. Again, it does nothing."""
         for name in self._models:
             self._served[name].engine.close()
 

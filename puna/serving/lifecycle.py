@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from puna.core.errors import UsageError
 from puna.serving.config import ServeConfig
 from puna.serving.connection import Connection
+from puna.serving.hub import Hub
 from puna.serving.traffic import Traffic
 
 _BACKLOG = 2048
@@ -44,7 +45,7 @@ def listen(config: ServeConfig) -> socket.socket:
 def run(
     app: FastAPI, config: ServeConfig, listener: socket.socket, started: Callable[[], None]
 ) -> bool:
-    """Serve until SIGTERM or Ctrl-C; whether every accepted request was answered.
+    """Serve until SIGTERM or Ctrl-C, then close the engines; whether all that was accepted is done.
 
     The first signal lets nothing new in and waits for what is in hand, at most
     ``config.drain_seconds``; a second one ends at once. ``started`` is called when the server
@@ -78,7 +79,7 @@ def new_server(app: FastAPI, config: ServeConfig, started: Callable[[], None]) -
         timeout_keep_alive=int(config.header_seconds) + 1,
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    return Server(settings, app.state.traffic, config.drain_seconds, started)
+    return Server(settings, app.state.hub, app.state.traffic, config.drain_seconds, started)
 
 
 class Server(uvicorn.Server):
@@ -87,12 +88,14 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
+        hub: Hub,
         traffic: Traffic,
         drain_seconds: float,
         on_start: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self.complete = True
+        self._hub = hub
         self._traffic = traffic
         self._drain_seconds = drain_seconds
         self._on_start = on_start
@@ -107,6 +110,11 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Wait for the end."""
         await self._end.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close every connection, then the engines, while there is a loop for their last words."""
+        await super().shutdown(sockets)
+        self._hub.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
