@@ -133,6 +133,8 @@ def generate(
         raise UsageError("give one of --prompt TEXT, --prompt -, --file FILE and --batch IN.jsonl")
     if (batch is None) != (out is None):
         raise UsageError("--batch IN.jsonl and --out OUT.jsonl go together")
+    if system and batch is None and not as_chat:
+        raise UsageError("--system speaks to a chat: add --chat")
     sampling = sampling_of(
         "generate",
         temperature=temperature,

@@ -136,44 +136,46 @@ class _Terminal:
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  arrow keys and history in input()
-        while (line := self._read()) is not None:
+        while True:
             try:
-                if line in ("/quit", "/exit"):
+                line = self._read()
+                if line in (None, "/quit", "/exit"):
                     return
-                if line.startswith("/"):
-                    self._command(*line[1:].split(maxsplit=1))
-                elif line:
-                    self._ask(line)
+                self._take(line)
             except PunaError as error:
                 self._note(f"[yellow]{escape(str(error))}[/]")
+            except KeyboardInterrupt:
+                if not self.interactive:
+                    raise
+                self._note("\n[dim]/quit or Ctrl-D leaves[/]")
 
     def _read(self) -> str | None:
         """The next input, of several lines where they end in a backslash; None at the end."""
         lines: list[str] = []
         while True:
             try:
-                line = input(self._label("... " if lines else "you ", "1;32"))
+                line = input(self._label("... " if lines else "you "))
             except EOFError:
                 if self.interactive:
                     self.console.print()
                 return "\n".join(lines).strip() if lines else None
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
-                self._note("\n[dim]/quit or Ctrl-D leaves[/]")
-                lines = []
-                continue
             if not line.endswith("\\"):
                 return "\n".join([*lines, line]).strip()
             lines.append(line[:-1])
 
-    def _label(self, text: str, colour: str) -> str:
+    def _take(self, line: str) -> None:
+        if line.startswith("/"):
+            self._command(*line[1:].split(maxsplit=1))
+        elif line:
+            self._ask(line)
+
+    def _label(self, text: str) -> str:
         """What stands before an input; readline must know which characters take no room."""
         if not self.interactive:
             return ""
         if self.console.no_color:
             return text
-        return f"\001\033[{colour}m\002{text}\001\033[0m\002"
+        return f"\001\033[1;32m\002{text}\001\033[0m\002"
 
     def _note(self, markup: str) -> None:
         self.notes.print(markup, soft_wrap=True)
@@ -246,10 +248,10 @@ class _Terminal:
         conversation = self.conversation
         prompt = conversation.prompt(question)
         answer = _Answer(started=time.perf_counter())
-        if self.interactive:
-            self.console.print("[bold cyan]puna[/] ", end="")
         try:
             with _interrupt(catch=self.interactive) as stopped:
+                if self.interactive:
+                    self.console.print("[bold cyan]puna[/] ", end="")
                 for delta in conversation.answer(prompt, stopped):
                     answer.add(delta)
                     print(delta.text, end="", flush=True)

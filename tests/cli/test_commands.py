@@ -1,106 +1,21 @@
 """The commands as a user calls them: exit codes, one-line errors, nothing lost."""
 
-import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cli_calls import Puna, assert_one_line
 
-from puna.cli.main import main
 from puna.data.generators import generate_chats
-from puna.formats import save_model
-from puna.model import Llama, LlamaConfig
 from puna.tokenizer import Tokenizer
-
-Puna = Callable[..., "Done"]
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def puna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Puna:
-    """Calls the command line in this process, as the installed script does."""
-
-    def call(*arguments: object, stdin: str = "") -> Done:
-        monkeypatch.setattr(sys, "argv", ["puna", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return Done(code, *capsys.readouterr())
-
-    return call
-
-
-def assert_one_line(done: Done, code: int, *parts: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("puna: ")
-    assert "Traceback" not in done.stderr
-    for part in parts:
-        assert part in done.stderr
 
 
 def test_the_module_runs_as_a_process() -> None:
     done = subprocess.run([sys.executable, "-m", "puna", "ls"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [m.content for chat in generate_chats(0, 50, ()) for m in chat.messages]
-    tokenizer = Tokenizer.train(texts, 300, n_special=16)
-    fields = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 48}
-    config = fields | {"vocab_size": tokenizer.vocab_size, "context": 96}
-    model = Llama(LlamaConfig.parse(config, where="test"))
-    model.init_weights(seed=2)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(folder, model, tokenizer)
-    return folder
-
-
-def test_generate_prints_one_json_object_and_nothing_else(puna: Puna, model_folder: Path) -> None:
-    done = puna("generate", model_folder, "--prompt", "What", "--max-new-tokens", 5, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found) == {"text", "stopped", "prompt_tokens", "new_tokens"}
-    assert found["new_tokens"] <= 5
-
-
-def test_generate_streams_the_same_text(puna: Puna, model_folder: Path) -> None:
-    arguments = ("generate", model_folder, "--prompt", "-", "--max-new-tokens", 8)
-    whole = json.loads(puna(*arguments, "--json", stdin="It is").stdout)["text"]
-    assert puna(*arguments, stdin="It is").stdout == whole + "\n"
-
-
-def test_chat_answers_and_leaves(puna: Puna, model_folder: Path) -> None:
-    done = puna(
-        "chat", model_folder, "--max-new-tokens", 4, stdin="What is 4?\n/new\n/help\n/quit\n"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "tokens/s" in done.stdout
-    assert "/quit" in done.stdout
-
-
-def test_chat_says_when_a_conversation_outgrows_the_context(puna: Puna, model_folder: Path) -> None:
-    done = puna("chat", model_folder, stdin="4 and 5? " * 60 + "\n4?\n/quit\n")
-    assert done.returncode == 0, done.stderr
-    assert "this model's context is 96" in " ".join(done.stdout.split())
-    assert done.stdout.count("tokens/s") == 1  # the conversation went on without that message
 
 
 def test_convert_writes_a_folder_and_refuses_one_that_exists(
@@ -166,11 +81,6 @@ def test_wrong_use_is_one_line_and_exit_code_2(
     puna: Puna, arguments: tuple[str, ...], parts: tuple[str, ...]
 ) -> None:
     assert_one_line(puna(*arguments), 2, *parts)
-
-
-def test_a_prompt_longer_than_the_context_says_both_lengths(puna: Puna, model_folder: Path) -> None:
-    done = puna("generate", model_folder, "--prompt", "4 " * 200)
-    assert_one_line(done, 2, "this model's context is 96")
 
 
 def test_a_missing_shard_is_named(puna: Puna, model_folder: Path, tmp_path: Path) -> None:
