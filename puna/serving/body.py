@@ -31,7 +31,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
                 body += part
     except TimeoutError:
         raise ApiError(
-            408, f"the request did not arrive within {seconds:.0f} s", code="request_timeout"
+            408, f"the request did not arrive within {seconds:g} s", code="request_timeout"
         ) from None
     if len(body) <= limit:
         return bytes(body)

@@ -93,7 +93,7 @@ class Connection(HttpToolsProtocol):
         self._refuse(
             ApiError(
                 408,
-                f"the headers did not arrive within {self._header_seconds:.0f} s",
+                f"the headers did not arrive within {self._header_seconds:g} s",
                 code="request_timeout",
             )
         )

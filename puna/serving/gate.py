@@ -137,7 +137,7 @@ class Gate:
         watcher = loop.create_task(watch())
         late = ApiError(
             504,
-            f"the answer took longer than {self._config.request_seconds:.0f} s",
+            f"the answer took longer than {self._config.request_seconds:g} s",
             type="server_error",
             code="timeout",
         )

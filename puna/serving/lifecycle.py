@@ -142,7 +142,8 @@ class Server(uvicorn.Server):
         self._end.set()
 
     async def _drain(self) -> None:
-        self.complete = await self._traffic.drain(self._drain_seconds)
+        in_time = await self._traffic.drain(self._drain_seconds)
+        self.complete = self.complete and in_time
         self._end.set()
 
 
