@@ -14,6 +14,7 @@ from puna.core.config import Config
 from puna.core.errors import UsageError
 from puna.core.files import write_bytes
 from puna.serving.limits import Bucket
+from puna.serving.logs import log
 
 PREFIX = "pk-"
 
@@ -106,14 +107,13 @@ class Holder:
 class KeyRing:
     """The keys of a file, read again whenever it changes.
 
-    A file that can no longer be read leaves the last good keys in force; ``problem`` says so.
+    A file that can no longer be read leaves the last good keys in force; the log says so.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._holders: list[Holder] = []
         self._seen: tuple[int, ...] | None = None
-        self.problem: str | None = None
         self._load(KeyFile.read(path))
         self._seen = self._state()
 
@@ -134,9 +134,8 @@ class KeyRing:
         self._seen = state
         try:
             self._load(KeyFile.read(self._path))
-            self.problem = None
         except UsageError as error:
-            self.problem = str(error)
+            log(level="error", error=f"the last good keys stay in force: {error}")
 
     def _load(self, file: KeyFile) -> None:
         """Take over the file's keys; one whose entry is the same keeps what it has used."""

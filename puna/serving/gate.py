@@ -120,7 +120,6 @@ class Gate:
         self, scope: Scope, receive: Receive, reply: Reply, call: Call, body: bytes
     ) -> None:
         """Run the application for as long as the client stays and time lasts."""
-
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def body_once() -> Message:
@@ -135,13 +134,7 @@ class Gate:
 
         loop = asyncio.get_running_loop()
         watcher = loop.create_task(watch())
-        late = ApiError(
-            504,
-            f"the answer took longer than {self._config.request_seconds:g} s",
-            type="server_error",
-            code="timeout",
-        )
-        timer = loop.call_at(call.deadline, call.interrupt, late)
+        timer = loop.call_at(call.deadline, call.interrupt, _late(self._config.request_seconds))
         # From 2.4 on Starlette leaves it to the server to notice that a client is gone.
         scope["asgi"] = {**scope.get("asgi", {}), "spec_version": "2.4"}
         try:
@@ -204,6 +197,12 @@ class Gate:
                 duration_ms=round(1000 * seconds, 1),
                 client="left" if reply.gone else "stayed",
             )
+
+
+def _late(seconds: float) -> ApiError:
+    return ApiError(
+        504, f"the answer took longer than {seconds:g} s", type="server_error", code="timeout"
+    )
 
 
 def _host(headers: Headers) -> str:
