@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from puna.serving.page import page_router
 
@@ -94,15 +94,17 @@ async def _stream(script: Script) -> AsyncIterator[str]:
             await asyncio.sleep(script.pause_s)
         if script.breaks:
             return
-        yield chunk(**choice({}, script.finish))
+        last = choice({}, script.finish)
+        if script.guard:
+            last["choices"][0]["puna"] = {"guard": script.guard}
+        yield chunk(**last)
         usage = {
             "prompt_tokens": 21,
             "completion_tokens": len(script.words),
             "total_tokens": 21 + len(script.words),
             "prompt_tokens_details": {"cached_tokens": 8},
         }
-        puna = {"puna": {"guard": script.guard}} if script.guard else {}
-        yield chunk(choices=[], usage=usage, **puna)
+        yield chunk(choices=[], usage=usage)
         yield "data: [DONE]\n\n"
     except asyncio.CancelledError:
         script.cancelled.set()
@@ -127,7 +129,7 @@ class Site:
         context = self.browser.new_context(base_url=self.url, **options)
         self.contexts.append(context)
         context.set_default_timeout(8_000)
-        context.route("**/*", self._watch)
+        context.on("request", self._watch)
         page = context.new_page()
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("console", self._note)
@@ -136,10 +138,9 @@ class Site:
             expect(page.get_by_label("Model", exact=True)).to_be_enabled()
         return page
 
-    def _watch(self, route: Route) -> None:
-        if not route.request.url.startswith((self.url, "blob:", "data:")):
-            self.strays.append(route.request.url)
-        route.continue_()
+    def _watch(self, request: Any) -> None:
+        if not request.url.startswith((self.url + "/", f"blob:{self.url}/")):
+            self.strays.append(request.url)
 
     def _note(self, message: Any) -> None:
         # The browser itself reports each refused request, which tests provoke.

@@ -42,7 +42,7 @@ def serious(page: Page) -> list[str]:
 @pytest.mark.parametrize(("scheme", "viewport"), LOOKS)
 def test_the_chat_has_nothing_serious(site: Site, scheme: str, viewport: dict[str, int]) -> None:
     site.script.words = [ANSWER]
-    site.script.guard = {"verdict": "warn", "reason": "a reason"}
+    site.script.guard = {"decision": "warn", "reason": "a reason"}
     page = site.open(color_scheme=scheme, viewport=viewport)
     assert serious(page) == []
     page.locator("#question").fill("Hello?")

@@ -320,19 +320,28 @@ def test_text_stays_readable_when_markdown_cannot_be_rendered(site: Site) -> Non
 
 def test_what_the_guard_did_is_said_in_words(site: Site) -> None:
     page = site.open()
-    site.script.guard = {"verdict": "allow"}
+    site.script.guard = {"decision": "allow"}
     ask(page, "Hi.")
     settled(page)
     expect(answers(page).last).to_contain_text("Guard: nothing found")
-    site.script.guard = {"verdict": "warn", "reason": "medical advice"}
+    site.script.guard = {"decision": "warn", "reason": "medical advice"}
     ask(page, "Hi.")
     settled(page)
     expect(answers(page).last).to_contain_text("The guard warns: medical advice")
-    site.script.guard = {"verdict": "block", "reason": "a secret key"}
+    site.script.guard = {"decision": "block", "reason": "a secret key"}
     site.script.finish = "content_filter"
     ask(page, "Hi.")
     settled(page)
     expect(answers(page).last).to_contain_text("The guard stopped this: a secret key")
+
+
+def test_a_question_that_the_guard_refused_says_so(site: Site) -> None:
+    message = "the safeguard refuses this request: a weapon"
+    site.script.error = (400, {"error": {"message": message, "code": "content_blocked"}})
+    page = site.open()
+    ask(page, "Hi.")
+    expect(page.get_by_role("alert").filter(has_text=message)).to_be_visible()
+    expect(answers(page)).to_contain_text("The guard stopped this")
 
 
 def test_a_cut_answer_says_why(site: Site) -> None:
@@ -430,7 +439,7 @@ def test_hostile_texts_do_nothing(site: Site) -> None:
         "<iframe src=http://elsewhere.example></iframe>"
     )
     site.script.words = [attack]
-    site.script.guard = {"verdict": "warn", "reason": attack}
+    site.script.guard = {"decision": "warn", "reason": attack}
     page = site.open()
     ask(page, attack)
     settled(page)

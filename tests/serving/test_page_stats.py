@@ -25,7 +25,7 @@ def figures(tokens_per_s: float = 40.0) -> Callable[[], dict[str, Any]]:
             "pages_used": 30,
             "pages_cached": 20,
             "page_size": 8,
-            "prompt_tokens": int(seconds * 1000),
+            "prompt_tokens": int(seconds * 750),
             "cached_tokens": int(seconds * 250),
             "generated_tokens": int(seconds * tokens_per_s),
             "finished": 4,

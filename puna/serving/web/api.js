@@ -17,7 +17,7 @@ export class ApiError extends Error {
 }
 
 /**
- * @typedef {{verdict: "allow" | "warn" | "block", reason?: string}} Guard
+ * @typedef {{decision: "allow" | "warn" | "block", reason?: string}} Guard
  * @typedef {{text?: string, finish?: string, guard?: Guard, usage?: Usage}} Piece
  * @typedef {{prompt_tokens: number, completion_tokens: number, cached_tokens?: number}} Usage
  */
@@ -99,7 +99,9 @@ async function errorOf(response) {
   }
   const message = error.message ?? `The server answered with status ${response.status}.`;
   const { status } = response;
-  const details = { status, code: error.code ?? null, guard: error.puna?.guard ?? null };
+  // The message says why: the guard's part is that it refused.
+  const guard = error.code === "content_blocked" ? { decision: "block" } : null;
+  const details = { status, code: error.code ?? null, guard };
   return new ApiError(withAdvice(message, details, response.headers.get("Retry-After")), details);
 }
 
@@ -155,14 +157,14 @@ export async function* streamChat(body, signal) {
 function piece(chunk) {
   if (chunk.error) {
     const { message, code = null } = chunk.error;
-    throw new ApiError(message ?? "The model failed.", { code, guard: chunk.puna?.guard });
+    throw new ApiError(message ?? "The model failed.", { code });
   }
   const choice = chunk.choices?.[0];
   const usage = chunk.usage ?? undefined;
   return {
     text: choice?.delta?.content ?? undefined,
     finish: choice?.finish_reason ?? undefined,
-    guard: chunk.puna?.guard ?? undefined,
+    guard: choice?.puna?.guard ?? undefined,
     usage: usage && { ...usage, cached_tokens: usage.prompt_tokens_details?.cached_tokens ?? 0 },
   };
 }

@@ -144,9 +144,9 @@ function guardElement(guard) {
   const [drawing, words] = {
     warn: ["alert", "The guard warns"],
     block: ["stop", "The guard stopped this"],
-  }[guard.verdict] ?? ["shield", "Guard: nothing found"];
+  }[guard.decision] ?? ["shield", "Guard: nothing found"];
   const text = element("span", {}, guard.reason ? `${words}: ${guard.reason}` : words);
-  return element("p", { class: `guard ${guard.verdict}` }, icon(drawing), text);
+  return element("p", { class: `guard ${guard.decision}` }, icon(drawing), text);
 }
 
 /** The figures of an answer, in one line. */

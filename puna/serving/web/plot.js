@@ -8,8 +8,9 @@ const HEIGHT = 80;
 /** A longer pause between two points is a gap in the line. */
 const GAP_S = 4;
 
-/** Seconds that a plot shows. */
-export const SPAN_S = 300;
+/** Seconds that a plot shows: few at first, so that something is to be seen. */
+const LEAST_SPAN_S = 60;
+const SPAN_S = 300;
 
 /**
  * @typedef {{at: number, values: (number | null)[]}} Point at in seconds; one value for each line
@@ -28,6 +29,7 @@ export class Plot {
     this.names = names;
     this.outputs = names.map(() => element("dd", {}, "–"));
     this.top = element("span", { class: "top-value", "aria-hidden": "true" });
+    this.since = element("span");
     this.drawing = document.createElementNS(SVG, "svg");
     this.drawing.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
     this.drawing.setAttribute("preserveAspectRatio", "none");
@@ -47,16 +49,16 @@ export class Plot {
   }
 
   #figure() {
-    const legend = this.names.flatMap((name, index) => [
-      element("dt", { class: `key key-${index}` }, name),
-      this.outputs[index],
-    ]);
+    const legend = this.names.map((name, index) =>
+      element("div", {}, element("dt", { class: `key key-${index}` }, name), this.outputs[index]),
+    );
     return element(
       "figure",
       { class: "plot" },
       element("figcaption", {}, this.title),
       element("dl", { class: "now" }, ...legend),
       element("div", { class: "canvas" }, this.top, this.drawing),
+      element("p", { class: "times" }, this.since, element("span", {}, "now")),
     );
   }
 
@@ -67,10 +69,13 @@ export class Plot {
   add(point) {
     this.points.push(point);
     while (this.points[0].at < point.at - SPAN_S) this.points.shift();
+    const span = Math.max(LEAST_SPAN_S, point.at - this.points[0].at);
+    this.since.textContent = `${Math.round(span)} s ago`;
     const known = this.points.flatMap(({ values }) => values).filter((value) => value !== null);
     const most = roundUp(Math.max(0, ...known));
     this.top.textContent = known.length ? this.format(most) : "";
-    this.lines.forEach((line, index) => line.setAttribute("d", this.#trace(index, point.at, most)));
+    const scale = { now: point.at, span, most };
+    this.lines.forEach((line, index) => line.setAttribute("d", this.#trace(index, scale)));
     const now = point.values.map((value) => (value === null ? "–" : this.format(value)));
     now.forEach((text, index) => (this.outputs[index].textContent = text));
     const words = this.names.map((name, index) => `${name} ${now[index]}`).join(", ");
@@ -78,7 +83,7 @@ export class Plot {
   }
 
   /** The path of one line; it is broken where nothing is known. */
-  #trace(index, now, most) {
+  #trace(index, { now, span, most }) {
     let path = "";
     let before = -Infinity;
     for (const { at, values } of this.points) {
@@ -86,7 +91,7 @@ export class Plot {
         before = -Infinity;
         continue;
       }
-      const x = WIDTH - ((now - at) / SPAN_S) * WIDTH;
+      const x = WIDTH - ((now - at) / span) * WIDTH;
       const y = HEIGHT - (values[index] / most) * (HEIGHT - 6) - 2;
       const joins = at - before <= GAP_S;
       // A lone point is a line of no length, which round caps make visible.

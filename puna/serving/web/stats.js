@@ -76,11 +76,12 @@ class ModelView {
     this.#fill(values, model);
   }
 
-  /** Of the prompt tokens of the last seconds, the share that the cache saved. */
+  /** Of the prompt tokens of the last seconds, the share that the cache saved from being read. */
   #share(engine) {
     const [first] = this.history;
     const read = engine.prompt_tokens - first.engine.prompt_tokens;
-    return read > 0 ? (engine.cached_tokens - first.engine.cached_tokens) / read : null;
+    const saved = engine.cached_tokens - first.engine.cached_tokens;
+    return read + saved > 0 ? saved / (read + saved) : null;
   }
 
   #fill(values, model) {
@@ -93,6 +94,7 @@ class ModelView {
     const { engine } = model;
     rows.push(["Requests since the start", whole(model.requests)]);
     rows.push(["Tokens read since the start", whole(engine.prompt_tokens)]);
+    rows.push(["Tokens found in the cache since the start", whole(engine.cached_tokens)]);
     rows.push(["Tokens written since the start", whole(engine.generated_tokens)]);
     const made = rows.map(([name, value]) =>
       element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, value)),
@@ -105,12 +107,14 @@ function factsOf({ engine, requests, adapters }) {
   const facts = [
     `${whole(requests)} requests`,
     `${whole(engine.prompt_tokens)} tokens read`,
+    `${whole(engine.cached_tokens)} found in the cache`,
     `${whole(engine.generated_tokens)} written`,
   ];
   if (engine.cancelled) facts.push(`${whole(engine.cancelled)} cancelled`);
   if (engine.failed) facts.push(`${whole(engine.failed)} failed`);
   if (engine.drafted_tokens) {
-    facts.push(`${percent(engine.accepted_tokens / engine.drafted_tokens)} of drafted tokens right`);
+    const right = percent(engine.accepted_tokens / engine.drafted_tokens);
+    facts.push(`${right} of drafted tokens right`);
   }
   if (adapters.length) facts.push(`adapters: ${adapters.join(", ")}`);
   return facts;
@@ -156,8 +160,8 @@ function showServer({ requests, rejected, guard }, at) {
 
 /** Answers with a status from one up to, not including, another (499 is a client that left). */
 function countOf(byStatus, from, to) {
-  const counts = Object.entries(byStatus);
-  return counts.reduce((sum, [status, n]) => sum + (status >= from && status < to ? n : 0), 0);
+  const counts = Object.entries(byStatus).filter(([status]) => status >= from && status < to);
+  return counts.reduce((sum, [, n]) => sum + n, 0);
 }
 
 function showGuard(verdicts, at) {
@@ -166,6 +170,8 @@ function showGuard(verdicts, at) {
     seconds > 0 ? Math.max(0, n - guardBefore.verdicts[index]) / seconds : null,
   );
   guardBefore = { at, verdicts };
+  // Without a guard there is nothing to draw.
+  byId("server-plots").hidden = verdicts.every((n) => n === 0);
   guardPlot.add({ at, values: rates });
 }
 
