@@ -119,7 +119,7 @@ class Claim:
             self.name,
             f"{self.ours:,.4g}",
             "" if alone else f"{self.theirs:,.4g} {self.peer}",
-            f"{self.value:.3g}",
+            f"{self.value:.4g}",
             f"{sign} {self.required:g}" + (f" (goal {self.goal:g})" if self.goal else ""),
             "pass" if self.met else "FAIL",
         ]

@@ -132,7 +132,9 @@ def json_speed(engine: Engine) -> dict[str, float]:
 
 def transformers_side(_: str) -> Callable[..., dict[str, float]]:
     from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.bfloat16)
     ids = torch.tensor([prompt()])
 

@@ -19,6 +19,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -46,6 +47,7 @@ from harness import (
     rounds,
 )
 
+from puna.core.errors import PunaError
 from puna.formats import load_tokenizer
 from puna.formats.resolve import smollm2_folder
 from puna.inference import EngineConfig, Request, Sampling, load_engine
@@ -118,7 +120,9 @@ def engine_side(weights: str, prefix_cache: str) -> Callable[..., dict[str, floa
 
 def transformers_side(how: str) -> Callable[..., dict[str, float]]:
     from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.bfloat16)
     settings = GenerationConfig(
         max_new_tokens=ANSWER,
@@ -142,7 +146,9 @@ def transformers_side(how: str) -> Callable[..., dict[str, float]]:
         written = 0
         for start in range(0, len(prompts), clients):
             ids = torch.tensor(prompts[start : start + clients])
-            written += (model.generate(ids, generation_config=settings)[:, PROMPT:]).numel()
+            mask = torch.ones_like(ids)
+            out = model.generate(ids, attention_mask=mask, generation_config=settings)
+            written += out[:, PROMPT:].numel()
         return written
 
     def answer(clients: int, prompts: list[list[int]]) -> dict[str, float]:
@@ -172,17 +178,18 @@ class Server:
 
     def __init__(self, command: Sequence[str | Path], port: int, ready: str) -> None:
         self.port = port
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  the server writes on
         self.process = subprocess.Popen(
             [str(part) for part in command],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
             env=os.environ | FIXED_THREADS,
         )
         give_up = time.monotonic() + 120
         while not self._answers(ready):
             if self.process.poll() is not None or time.monotonic() > give_up:
                 self.close()
-                raise RuntimeError(f"did not start: {' '.join(map(str, command))}")
+                raise PunaError(f"{command} did not start: {self.said()}")
             time.sleep(0.1)
 
     def _answers(self, path: str) -> bool:
@@ -191,6 +198,11 @@ class Server:
                 return True
         except (urllib.error.URLError, OSError):
             return False
+
+    def said(self) -> str:
+        """The end of what it printed."""
+        self._log.seek(0)
+        return self._log.read()[-2000:].decode(errors="replace")
 
     def close(self) -> None:
         """Stop it as an operator would; by force when that does not help."""
@@ -231,8 +243,9 @@ def http_load(server: Server, clients: int, n: int, prompts: Prompts) -> dict[st
         input=json.dumps(prompts.take(n * clients)),
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
     )
+    if done.returncode != 0:
+        raise PunaError(f"an answer failed; the end of the server's log: {server.said()}")
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
