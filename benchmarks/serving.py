@@ -370,7 +370,8 @@ def idle(options: argparse.Namespace) -> tuple[dict[str, Any], list[Claim]]:
             after = psutil.Process(server.process.pid).cpu_times()
         finally:
             server.close()
-        report[name] = (after.user + after.system - before.user - before.system) / IDLE_S
+        used = after.user + after.system - before.user - before.system
+        report[name] = round(used / IDLE_S, 4)
         print(f"idle server of {name}: {report[name]:.2%} of a core")
     return report, [Claim("idle server, share of a core", report["Puna"], 0.005, at_most=True)]
 
