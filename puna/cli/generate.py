@@ -4,12 +4,19 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Task as Bar
+from rich.text import Text
 
 from puna.core.errors import PunaError, UsageError
 from puna.inference import Engine, Sampling, generate, stream
@@ -80,30 +87,28 @@ def write_batch(
         raise UsageError(f"--out {out} is the input itself: name another file")
     settings = {**settings, **_flat(task)}
     console = Console(stderr=True)
-    tally = _Tally()
+    tally = _Tally(engine)
     with _open(source) as file, Results(out, settings) as results:
         total = _count_lines(file) if console.is_terminal and file.seekable() else None
-        with _progress(console) as progress:
-            bar = progress.add_task("", total=total, completed=results.n_done, note="")
+        with _progress(console, tally) as progress:
+            bar = progress.add_task("", total=total, completed=results.n_done)
             for record in Batch(engine, task).run(results.missing(_lines(file))):
                 results.append(record)
                 tally.add(record)
-                progress.update(bar, advance=1, note=tally.note())
+                progress.update(bar, advance=1)
         _report(tally, results.n_done, out, as_json=as_json)
 
 
-@dataclass
 class _Tally:
     """What this call has done so far."""
 
-    answered: int = 0
-    failed: int = 0
-    new_tokens: int = 0
-    first_failure: str = ""
-    started: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.started = time.perf_counter()
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tokens_before = engine.stats().generated_tokens
+        self._started = time.perf_counter()
+        self.answered = 0
+        self.failed = 0
+        self.first_failure = ""
 
     def add(self, record: Record) -> None:
         if "error" in record:
@@ -111,11 +116,14 @@ class _Tally:
             self.first_failure = self.first_failure or f"line {record['line']}: {record['error']}"
         else:
             self.answered += 1
-            self.new_tokens += record["new_tokens"]
+
+    @property
+    def new_tokens(self) -> int:
+        return self._engine.stats().generated_tokens - self._tokens_before
 
     @property
     def tokens_per_s(self) -> float:
-        return self.new_tokens / (time.perf_counter() - self.started)
+        return self.new_tokens / (time.perf_counter() - self._started)
 
     def note(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
@@ -137,11 +145,22 @@ def _report(tally: _Tally, skipped: int, out: Path, *, as_json: bool) -> None:
         )
 
 
-def _progress(console: Console) -> Progress:
+class _Note(ProgressColumn):
+    """Speed and failures, also while no line is done."""
+
+    def __init__(self, tally: _Tally) -> None:
+        super().__init__()
+        self._tally = tally
+
+    def render(self, task: Bar) -> Text:  # noqa: ARG002
+        return Text(self._tally.note())
+
+
+def _progress(console: Console, tally: _Tally) -> Progress:
     return Progress(
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        _Note(tally),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
