@@ -126,7 +126,7 @@ def _penalise(logits_nv: Tensor, choosers: Sequence[Chooser], rows: Sequence[int
         ids.append(row_ids + n * vocabulary)
         counts.append(row_counts)
         penalties = options.repetition_penalty, options.presence_penalty, options.frequency_penalty
-        settings.append(np.broadcast_to(np.float32(penalties), (len(row_ids), 3)))
+        settings.append(np.broadcast_to(np.array(penalties, np.float32), (len(row_ids), 3)))
     places = torch.from_numpy(np.concatenate(ids)).to(device)
     written = torch.from_numpy(np.concatenate(counts)).to(device)
     repetition, presence, frequency = (

@@ -7,25 +7,40 @@ from typing import Any
 
 from torch import Tensor
 
+from puna.core.errors import PunaError
 from puna.inference.engine import Engine
 from puna.inference.request import Delta, QueueFull, Request, Stats
+
+STOPPED = "the engine has stopped: start the server again"
 
 
 class _Mailbox:
     """Deltas of one request on their way to its reader; those a slow reader missed are merged."""
 
     def __init__(self) -> None:
-        self.deltas: list[Delta] = []
-        self.arrived = asyncio.Event()
+        self._deltas: list[Delta] = []
+        self._closed = False
+        self._arrived = asyncio.Event()
 
     def put(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-        self.arrived.set()
+        """Add a delta; nothing follows one with ``finish``."""
+        if self._deltas and self._deltas[-1].finish is not None:
+            return
+        self._deltas.append(delta)
+        self._arrived.set()
 
-    async def take(self) -> Delta:
-        await self.arrived.wait()
-        self.arrived.clear()
-        deltas, self.deltas = self.deltas, []
+    def close(self) -> None:
+        """Let nobody wait any longer."""
+        self._closed = True
+        self._arrived.set()
+
+    async def take(self) -> Delta | None:
+        """All there is, or as soon as there is something; None when closed."""
+        await self._arrived.wait()
+        if self._closed:
+            return None
+        self._arrived.clear()
+        deltas, self._deltas = self._deltas, []
         return merge(deltas)
 
 
@@ -55,13 +70,13 @@ class Answer(AsyncIterator[Delta]):
         self._ended = False
 
     async def __anext__(self) -> Delta:
-        if self._ended:
-            raise StopAsyncIteration
         try:
-            delta = await self._mailbox.take()
+            delta = None if self._ended else await self._mailbox.take()
         except asyncio.CancelledError:
             self.close()
             raise
+        if delta is None:
+            raise StopAsyncIteration
         if delta.finish is not None:
             self.close()
         return delta
@@ -70,11 +85,17 @@ class Answer(AsyncIterator[Delta]):
         """Cancel the request, if it still runs; there are no further deltas."""
         if not self._ended:
             self._ended = True
+            self._mailbox.close()
             self._leave()
 
     async def aclose(self) -> None:
         """`close`, as asynchronous generators have it."""
         self.close()
+
+    def __del__(self) -> None:
+        """Whoever drops an answer, after a ``break`` for instance, no longer wants it."""
+        if not self._ended:
+            self._leave()
 
 
 class AsyncEngine:
@@ -87,8 +108,9 @@ class AsyncEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._wake = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._commands: list[_Command] = []
         self._mailboxes: dict[int, _Mailbox] = {}
+        self._entering = 0
         self._draining = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,8 +128,8 @@ class AsyncEngine:
     async def submit(self, request: Request) -> Answer:
         """Let a request in; its deltas, the last with ``finish`` set.
 
-        Closing the iterator, or cancelling the task that reads it, cancels the request. Raises
-        `UsageError` and `QueueFull` (also while draining).
+        Closing the answer, or cancelling the task that reads it, cancels the request. Raises
+        `UsageError`, `QueueFull` (also while draining) and `PunaError` when closed.
         """
         if self._draining:
             raise QueueFull(1.0)
@@ -119,11 +141,14 @@ class AsyncEngine:
             return handle
 
         call = self._call(enter)
+        self._entering += 1
         try:
             handle = await asyncio.shield(call)
         except asyncio.CancelledError:
             call.add_done_callback(self._cancel_if_entered)
             raise
+        finally:
+            self._entering -= 1
         return Answer(mailbox, lambda: self._leave(handle))
 
     async def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -136,53 +161,43 @@ class AsyncEngine:
         return self.engine.stats()
 
     async def drain(self) -> None:
-        """Let nothing new in; return when everything accepted is done."""
+        """Let nothing new in; return when everything accepted is done and read."""
         self._draining = True
-        while self._mailboxes:  # while requests finish, a look every 50 ms is nothing
+        while self._mailboxes or self._entering:  # a look every 50 ms costs nothing
             await asyncio.sleep(0.05)
 
     def close(self) -> None:
-        """Stop the thread after its current step."""
+        """Stop the thread after its current step; what still runs ends as cancelled."""
         with self._wake:
             self._closed = True
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
+        for command in self._commands:
+            command.refuse()
+        for mailbox in self._mailboxes.values():
+            mailbox.put(Delta(finish="cancelled"))
 
     def _leave(self, handle: int) -> None:
         self._mailboxes.pop(handle, None)
-        self._post(lambda: self.engine.cancel(handle))
+        self._post(_Command(lambda: self.engine.cancel(handle)))
 
     def _cancel_if_entered(self, call: "asyncio.Future[Any]") -> None:
         if not call.cancelled() and call.exception() is None:
             self._leave(call.result())
 
-    def _post(self, command: Callable[[], None]) -> None:
+    def _post(self, command: "_Command") -> None:
         with self._wake:
             self._commands.append(command)
             self._wake.notify()
 
     def _call(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
         """Run ``function`` on the engine's thread; its result or error comes back."""
-        loop = self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-
-        def command() -> None:
-            try:
-                result, error = function(), None
-            except Exception as problem:  # noqa: BLE001  handed to the caller
-                result, error = None, problem
-            loop.call_soon_threadsafe(settle, result, error)
-
-        self._post(command)
+        if self._closed:
+            raise PunaError(STOPPED)
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._post(_Command(function, future))
         return future
 
     def _run(self) -> None:
@@ -194,14 +209,56 @@ class AsyncEngine:
                     return
                 commands, self._commands = self._commands, []
             for command in commands:
-                command()
+                command.run()
             if not self.engine.idle:
-                deltas = self.engine.step()
+                deltas = self._step()
                 if deltas and self._loop is not None:
                     self._loop.call_soon_threadsafe(self._deliver, deltas)
+
+    def _step(self) -> list[tuple[int, Delta]]:
+        """A turn of the engine. One that fails as a whole ends all its requests, not the thread."""
+        try:
+            return self.engine.step()
+        except Exception as error:  # noqa: BLE001  told to every reader
+            handles = list(self._mailboxes)
+            for handle in handles:
+                self.engine.cancel(handle)
+            problem = f"{type(error).__name__}: {error}"
+            return [(handle, Delta(finish="error", error=problem)) for handle in handles]
 
     def _deliver(self, deltas: list[tuple[int, Delta]]) -> None:
         for handle, delta in deltas:
             mailbox = self._mailboxes.get(handle)
             if mailbox is not None:
                 mailbox.put(delta)
+
+
+class _Command:
+    """A function for the engine's thread, and the future that wants its result."""
+
+    def __init__(
+        self, function: Callable[[], Any], future: "asyncio.Future[Any] | None" = None
+    ) -> None:
+        self._function = function
+        self._future = future
+
+    def run(self) -> None:
+        """Call it, on the engine's thread."""
+        try:
+            result, error = self._function(), None
+        except Exception as problem:  # noqa: BLE001  handed to the caller
+            result, error = None, problem
+        if self._future is not None:
+            self._future.get_loop().call_soon_threadsafe(self._settle, result, error)
+
+    def refuse(self) -> None:
+        """It will never run; on the loop's thread."""
+        self._settle(None, PunaError(STOPPED))
+
+    def _settle(self, result: Any, error: Exception | None) -> None:
+        if self._future is None or self._future.done():
+            return
+        if error is None:
+            self._future.set_result(result)
+        else:
+            self._future.set_exception(error)
