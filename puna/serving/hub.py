@@ -99,11 +99,18 @@ class Hub:
 
 
 def warm_up(engine: Engine) -> None:
-    """Run a short request, so that compiled code is ready before the first client comes."""
-    prompt = [engine.tokenizer.eos_id]
-    engine.submit(Request(prompt, Sampling(max_new_tokens=3, ignore_stop_tokens=True)))
-    while not engine.idle:
-        engine.step()
+    """Run short requests, so that compiled code is ready before the first client comes.
+
+    First one alone, then two together: the compiler makes code of its own for a single row.
+    """
+    request = Request(
+        [engine.tokenizer.eos_id], Sampling(max_new_tokens=3, ignore_stop_tokens=True)
+    )
+    for n_rows in (1, 2):
+        for _ in range(n_rows):
+            engine.submit(request)
+        while not engine.idle:
+            engine.step()
 
 
 def _served(name: str, engine: Engine) -> Served:
