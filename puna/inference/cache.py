@@ -2,16 +2,20 @@
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from puna.inference.attention import attend_many, attend_one
 from puna.inference.pages import SCRATCH
-from puna.model import LlamaConfig
+from puna.model import LlamaConfig, additive
 
 INT8_STEPS = 127
+
+
+AttendOne = Callable[..., Tensor]
 
 
 @dataclass
@@ -25,29 +29,38 @@ class PagedLayer:
     key_scale: Tensor | None
     """(slots, kv_heads) with an int8 store: what its integers are multiplied with."""
     value_scale: Tensor | None
-    slots: Tensor
-    """(batch * time,): where the new entries go."""
-    table: Tensor | None
-    """(batch, pages): pages of each row; None when the call itself holds all there is to see."""
-    page_size: int
+    view: "PagedView"
 
-    def update(self, keys_bgtd: Tensor, values_bgtd: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new entries; return all that the rows may attend to: (b, g, span, d)."""
+    def attend(self, queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor) -> Tensor:
+        """As `puna.model.LayerCache.attend`."""
+        view = self.view
         self._write(self.keys, self.key_scale, keys_bgtd)
         self._write(self.values, self.value_scale, values_bgtd)
-        if self.table is None:
-            return keys_bgtd, values_bgtd
-        dtype = keys_bgtd.dtype
-        keys = self._read(self.keys, self.key_scale, dtype)
-        return keys, self._read(self.values, self.value_scale, dtype)
+        if view.attend_one is not None:
+            inside = torch.compiler.is_compiling()  # already: no compiled function within another
+            one = attend_one if inside else view.attend_one
+            return one(
+                queries_bhtd,
+                self.keys,
+                self.values,
+                self.key_scale,
+                self.value_scale,
+                view.table,
+                view.lengths,
+                view.page_size,
+            )
+        if view.table is not None:
+            keys_bgtd = self._read(self.keys, self.key_scale, keys_bgtd.dtype)
+            values_bgtd = self._read(self.values, self.value_scale, values_bgtd.dtype)
+        return attend_many(queries_bhtd, keys_bgtd, values_bgtd, view.mask, view.before)
 
     def _write(self, store: Tensor, scales: Tensor | None, new_bgtd: Tensor) -> None:
         new = new_bgtd.transpose(1, 2).flatten(0, 1)
         if scales is not None:
             scale = new.abs().amax(-1).float().clamp(min=1e-8) / INT8_STEPS
-            scales[self.slots] = scale
+            scales[self.view.slots] = scale
             new = (new / scale[..., None]).round()
-        store[self.slots] = new.to(store.dtype)
+        store[self.view.slots] = new.to(store.dtype)
 
     def _read(self, store: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
         entries = self._gather(store).to(dtype)
@@ -57,10 +70,32 @@ class PagedLayer:
 
     def _gather(self, slots: Tensor) -> Tensor:
         """(slots, ...) -> (batch, span, ...), page by page."""
-        assert self.table is not None
-        pages = slots.view(-1, self.page_size, *slots.shape[1:])
-        chosen = pages.index_select(0, self.table.flatten())
-        return chosen.view(self.table.shape[0], -1, *slots.shape[1:])
+        table = self.view.table
+        assert table is not None
+        pages = slots.view(-1, self.view.page_size, *slots.shape[1:])
+        chosen = pages.index_select(0, table.flatten())
+        return chosen.view(table.shape[0], -1, *slots.shape[1:])
+
+
+@dataclass
+class PagedView:
+    """Where the rows of one call read and write, the same in every layer."""
+
+    slots: Tensor
+    """(batch * time,): where the new entries go."""
+    table: Tensor | None
+    """(batch, pages): pages of each row; None when the call itself holds all there is to see."""
+    lengths: Tensor
+    """(batch,): positions each row sees with its first new token."""
+    mask: Tensor | None
+    """(batch or 1, 1, time, span), True or 0 = may attend; None is causal over the call."""
+    before: int
+    """Positions before the first new token of any row, at most."""
+    page_size: int
+    attend_one: AttendOne | None
+    """`attend_one`, compiled, when each row has one new token; None takes the general way."""
+    signature: str
+    """Which model and weights: compiled code of another must not be taken for it."""
 
 
 @dataclass
@@ -68,8 +103,6 @@ class PagedBatch:
     """The cache as the rows of one call see it; what `puna.model.Cache` asks for."""
 
     layers: Sequence[PagedLayer]
-    mask: Tensor | None
-    """(batch, 1, time, span), True = may attend; None means causal over the call's own tokens."""
 
 
 class PagedStore:
@@ -79,6 +112,8 @@ class PagedStore:
         config: the model's shape.
         n_pages, page_size: how much to hold; see `PagePool`.
         dtype, device: of the stored tensors; int8 keeps a scale per entry and head.
+        attend_one: see `PagedView`.
+        signature: see `PagedView`.
     """
 
     def __init__(
@@ -87,10 +122,14 @@ class PagedStore:
         n_pages: int,
         page_size: int,
         dtype: torch.dtype,
-        device: torch.device | str,
+        device: torch.device,
+        attend_one: AttendOne | None = None,
+        signature: str = "",
     ) -> None:
         self.page_size = page_size
         self.device = device
+        self._attend_one = attend_one
+        self._signature = signature
         heads = (n_pages * page_size, config.n_kv_heads)
 
         def entries() -> Tensor:
@@ -114,7 +153,11 @@ class PagedStore:
         return 2 * config.n_layers * config.n_kv_heads * entry
 
     def batch(
-        self, pages: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]
+        self,
+        pages: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        dtype: torch.dtype,
     ) -> tuple[Tensor, PagedBatch]:
         """Positions (batch, time) and the view for rows that go on.
 
@@ -122,6 +165,7 @@ class PagedStore:
             pages: each row's pages, room for its new tokens included.
             starts: position of each row's first new token.
             counts: new tokens of each row; shorter rows are padded at their end.
+            dtype: of the activations.
         """
         width, size = max(counts), self.page_size
         steps = torch.arange(width)
@@ -134,27 +178,44 @@ class PagedStore:
         real = steps < torch.tensor(counts)[:, None]
         owner = table.gather(1, (positions // size).clamp(max=span - 1))
         slots = torch.where(real, owner * size + positions % size, SCRATCH).flatten()
-        mask = None
-        if not fresh:
-            mask = (torch.arange(span * size) <= positions[:, :, None])[:, None].to(self.device)
-        slots, table = slots.to(self.device), table.to(self.device)
-        seen = None if fresh else table
+        one = self._attend_one if width == 1 else None
+        mask = None if one else self._mask(steps[None] if fresh else positions, fresh, span, dtype)
+        view = PagedView(
+            slots=slots.to(self.device),
+            table=None if fresh else table.to(self.device),
+            lengths=positions[:, 0].to(self.device) + 1,
+            mask=mask,
+            before=max(starts),
+            page_size=size,
+            attend_one=one,
+            signature=self._signature,
+        )
         layers = [
-            PagedLayer(keys, values, key_scale, value_scale, slots, seen, size)
-            for (keys, values), (key_scale, value_scale) in zip(
-                self._layers, self._scales, strict=True
-            )
+            PagedLayer(keys, values, *scales, view)
+            for (keys, values), scales in zip(self._layers, self._scales, strict=True)
         ]
-        return positions.to(self.device), PagedBatch(layers, mask)
+        return positions.to(self.device), PagedBatch(layers)
+
+    def _mask(self, positions: Tensor, fresh: bool, span: int, dtype: torch.dtype) -> Tensor | None:
+        """What new tokens attend to, in the form that attention is fast with.
+
+        On CPU SDPA is slow in bf16 and with single queries: there the mask is additive, which
+        takes the plain way.
+        """
+        plain = self.device.type == "cpu" and (dtype == torch.bfloat16 or positions.shape[1] == 1)
+        if fresh and not plain:
+            return None
+        keys = torch.arange(positions.shape[1] if fresh else span * self.page_size)
+        mask = (keys <= positions[:, :, None])[:, None]
+        return additive(mask, dtype) if plain else mask.to(self.device)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on CPU from the system, which gives memory only to pages that are written.
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on CPU memory that is never used is never touched.
 
-    Not `torch.empty`: what lies behind the mask is multiplied by 0, and 0 times garbage can be NaN.
+    Not left uninitialised: an unseen position has weight 0, and 0 times NaN is NaN.
     """
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)  # the system gives zeros on demand
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)

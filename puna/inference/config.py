@@ -33,3 +33,7 @@ class EngineConfig(Config):
     """Tokens proposed ahead for each row, by a draft model or from the row's own text; 0 is off."""
     compile: bool = False
     """Compile the blocks for decoding; the first start takes seconds, later ones read a cache."""
+    packed_copy: bool | None = None
+    """On CPU, keep dense weights a second time in the layout that matrix products prefer: several
+    rows decode up to twice as fast. Weights changed in place are then not seen. None is no, and
+    for an engine that loads its model itself yes where memory is ample."""

@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from puna.core.devices import default_device, fast_bf16
+from puna.core.devices import default_device, fast_bf16, keep_freed_memory
 from puna.core.errors import UsageError
 from puna.formats import load_model
 from puna.inference.cache import PagedStore
@@ -67,7 +67,6 @@ class Engine:
     ) -> None:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
-        self.model = model
         self.context = model.config.context
         weights = _weights(self.config, model.dtype)
         n_pages = _n_pages(self.config, model, weights) + 1
@@ -78,7 +77,8 @@ class Engine:
             weights,
             *sizes,
             cache_dtype=int8_cache,
-            compile_blocks=self.config.compile,
+            compiled=self.config.compile,
+            packed_copy=bool(self.config.packed_copy),
         )
         self._drafter: Drafter = LookUp() if draft is None else DraftModel(draft, weights, sizes)
         if draft is not None and draft.config.vocab_size != model.config.vocab_size:
@@ -95,6 +95,11 @@ class Engine:
         Any thread may use it.
         """
         return Grammars(self.tokenizer)
+
+    @property
+    def model(self) -> Llama:
+        """The network that runs, its weights in the engine's format."""
+        return self._runner.model
 
     @property
     def idle(self) -> bool:
@@ -137,7 +142,6 @@ class Engine:
         assert self.idle, "weights change between generations"
         self._runner.load(model)
         self._queue.pool.forget()
-        self.model = model
 
     def step(self) -> list[tuple[int, Delta]]:
         """One turn: a chunk of prompts, then a token of every running text.
@@ -220,6 +224,7 @@ class Engine:
         if self.config.speculation and rows:
             self._drafter.propose(rows, self.config.speculation, self._queue.reserve)
         kept = self._queue.reserve(rows, [1 + len(row.draft) for row in rows])
+        self._counters.drafted_tokens += sum(len(row.draft) for row in kept)
         return kept, [1 + len(row.draft) for row in kept]
 
     def _pass(self, rows: list[Row], counts: list[int]) -> list[tuple[int, Delta]]:
@@ -391,5 +396,12 @@ def load_engine(
     bf16 = config.weights == "bf16" or (config.weights == "auto" and fast_bf16(device.type))
     dtype = torch.bfloat16 if bf16 else torch.float32  # integers come from unrounded weights
     model, tokenizer = load_model(name, dtype=dtype, device=device)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if config.packed_copy is None:
+            ample = (
+                model.config.n_params() * dtype.itemsize < psutil.virtual_memory().available // 4
+            )
+            config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)

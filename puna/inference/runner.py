@@ -1,12 +1,14 @@
 """One forward pass for rows of the engine: cache pages in, logits out."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from puna.inference.cache import PagedStore
+from puna.inference.attention import attend_one
+from puna.inference.cache import AttendOne, PagedStore
 from puna.inference.weights import Weights, compute_dtype, ready_for_inference
 from puna.model import Llama
 
@@ -19,7 +21,8 @@ class Runner:
         weights: their format.
         n_pages, page_size: size of the cache.
         cache_dtype: of keys and values; None is that of the activations.
-        compile_blocks: whether decoding is compiled.
+        compiled: whether decoding is compiled.
+        packed_copy: see `puna.inference.weights.Dense`.
     """
 
     def __init__(
@@ -30,21 +33,35 @@ class Runner:
         page_size: int,
         *,
         cache_dtype: torch.dtype | None = None,
-        compile_blocks: bool = False,
+        compiled: bool = False,
+        packed_copy: bool = False,
     ) -> None:
         self.weights = weights
-        self._compiled = compile_blocks
+        self._dtype = compute_dtype(weights)
+        on_cpu = model.device.type == "cpu"
+        self._compiled = compiled and on_cpu
+        self._packed_copy = packed_copy and on_cpu
         self.load(model)
-        dtype = cache_dtype or compute_dtype(weights)
-        self.store = PagedStore(model.config, n_pages, page_size, dtype, model.device)
+        dtype = cache_dtype or self._dtype
+        self.store = PagedStore(
+            model.config,
+            n_pages,
+            page_size,
+            dtype,
+            model.device,
+            attend_one=_compiled_attend_one() if self._compiled else None,
+            signature=f"{model.config!r} {weights}",
+        )
         self.cache_bytes_per_token = PagedStore.bytes_per_token(model.config, dtype)
 
     def load(self, model: Llama) -> None:
         """Take over the weights of ``model``."""
-        self.model, self.head = ready_for_inference(model, self.weights)
+        twin, head = ready_for_inference(model, self.weights, packed_copy=self._packed_copy)
+        self.model, self.head = twin, head
         if self._compiled:
-            for module in (*self.model.model.layers, self.head):
-                _compile(module)
+            blocks = (OneRowCompiled(block) for block in twin.model.layers)
+            twin.model.layers = nn.ModuleList(blocks)
+            self.head = OneRowCompiled(head)
 
     @property
     def weight_bytes(self) -> int:
@@ -62,37 +79,47 @@ class Runner:
     ) -> Tensor:
         """Final hidden states (batch, time, dim) of each row's new tokens, padded at the end."""
         counts = [len(row) for row in tokens]
-        positions, cache = self.store.batch(pages, starts, counts)
+        positions, cache = self.store.batch(pages, starts, counts, self._dtype)
         padded = [[*row, *[0] * (max(counts) - len(row))] for row in tokens]
         ids = torch.tensor(padded, device=positions.device)
-        return self._decide(max(counts), self.model.hidden)(
-            ids, positions_bt=positions, cache=cache
-        )
+        return self.model.hidden(ids, positions_bt=positions, cache=cache)
 
     @torch.inference_mode()
     def logits(self, hidden_nd: Tensor) -> Tensor:
         """Logits (n, vocab_size)."""
-        return self._decide(len(hidden_nd), self.head)(hidden_nd)
-
-    def _decide(self, width: int, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if width == 1 or not self._compiled:
-            return call
-
-        def eager(*args: Any, **kwargs: Any) -> Tensor:
-            with torch.compiler.set_stance("force_eager"):
-                return call(*args, **kwargs)
-
-        return eager
+        logits: Tensor = self.head(hidden_nd)
+        return logits
 
 
-def _compile(module: nn.Module) -> None:
-    """Compile with few guards: a block's weights and settings never change shape."""
+class OneRowCompiled(nn.Module):
+    """A module that runs compiled for one token of one row, and as it is for all else."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._compiled = _compiled(module.forward)
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        call = self._compiled if x.numel() == x.shape[-1] else self.module
+        result: Tensor = call(x, *args)
+        return result
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled with few guards: weights never change shape; which model it is, is guarded."""
 
     def keep(guards: Sequence[Any]) -> list[bool]:
+        kinds = ("TENSOR_MATCH", "EQUALS_MATCH", "CONSTANT_MATCH")
         return [
-            ("self" not in guard.name and guard.guard_type == "TENSOR_MATCH")
+            ("self" not in guard.name and guard.guard_type in kinds)
             or guard.guard_type == "SHAPE_ENV"
             for guard in guards
         ]
 
-    module.compile(dynamic=True, fullgraph=True, options={"guard_filter_fn": keep})
+    options: dict[str, Any] = {"guard_filter_fn": keep, "assert_indirect_indexing": False}
+    return torch.compile(function, dynamic=True, fullgraph=True, options=options)
+
+
+@cache
+def _compiled_attend_one() -> AttendOne:
+    return _compiled(attend_one)

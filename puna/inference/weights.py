@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._inductor import inductor_prims
 
 from puna.core.errors import UsageError
+from puna.inference.attention import fusion_barrier
 from puna.model import Llama
 from puna.model.linear import Linear
 
@@ -23,10 +23,9 @@ PACKED_ROWS = 8  # with more rows a dense bf16 product beats the integer kernels
 def _matrix_vector(weight_oi: Tensor, x: Tensor) -> Tensor:
     """Products of one row, (..., i) -> (..., o), summed in fp32.
 
-    The prim is a barrier: without it the compiler recomputes what made ``x``, a norm or an
-    activation, for every output.
+    Without the barrier what made ``x``, a norm or an activation, is recomputed for every output.
     """
-    x = inductor_prims.force_stride_order(x, x.stride())
+    x = fusion_barrier(x)
     products = weight_oi.float() * x.reshape(1, -1).float()
     return products.sum(-1).view(*x.shape[:-1], -1)
 
@@ -36,15 +35,23 @@ def _one_row(x: Tensor) -> bool:
 
 
 class Dense(nn.Module):
-    """A product with weights as they are."""
+    """A product with weights as they are.
 
-    def __init__(self, weight_oi: Tensor) -> None:
+    Args:
+        weight_oi: the weights.
+        packed_copy: whether to keep them a second time in oneDNN's own layout.
+    """
+
+    def __init__(self, weight_oi: Tensor, *, packed_copy: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_oi, requires_grad=False)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_oi) if packed_copy else None
 
     def forward(self, x: Tensor) -> Tensor:
         if _one_row(x):
             return _matrix_vector(self.weight, x).to(x.dtype)
+        if self.packed is not None and not torch.compiler.is_compiling():
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         return F.linear(x, self.weight)
 
 
@@ -97,12 +104,12 @@ class Int4(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
 
-def _layer(weight_oi: Tensor, weights: Weights) -> nn.Module:
+def _layer(weight_oi: Tensor, weights: Weights, *, packed_copy: bool) -> nn.Module:
     if weights == "int8":
         return Int8(weight_oi)
     if weights == "int4":
         return Int4(weight_oi)
-    return Dense(weight_oi)
+    return Dense(weight_oi, packed_copy=packed_copy)
 
 
 def compute_dtype(weights: Weights) -> torch.dtype:
@@ -110,16 +117,22 @@ def compute_dtype(weights: Weights) -> torch.dtype:
     return torch.float32 if weights == "fp32" else torch.bfloat16
 
 
-def ready_for_inference(model: Llama, weights: Weights) -> tuple[Llama, nn.Module]:
+def ready_for_inference(
+    model: Llama, weights: Weights, *, packed_copy: bool
+) -> tuple[Llama, nn.Module]:
     """A twin of ``model`` with weights in the format asked, and its head.
 
     Weights that are in that format already are shared, not copied: training that updates them in
     place updates the twin. The head of int4 is int8: it decides the tokens.
 
+    Args:
+        packed_copy: whether dense weights are kept a second time, see `Dense`.
+
     Raises `UsageError` for int4 where its kernel cannot run.
     """
     if weights == "int4":
         _check_int4(model)
+    dense = weights in ("fp32", "bf16")
     dtype = compute_dtype(weights)
     with torch.device("meta"):
         twin = Llama(model.config)
@@ -129,15 +142,13 @@ def ready_for_inference(model: Llama, weights: Weights) -> tuple[Llama, nn.Modul
     for name, module in list(twin.named_modules()):
         if isinstance(module, Linear) and module is not twin.lm_head:
             # integers come from the model's own weights, not from their bf16 rounding
-            own = model.get_parameter(f"{name}.weight").detach()
+            own = module.weight if dense else model.get_parameter(f"{name}.weight").detach()
             parent, _, leaf = name.rpartition(".")
-            dense = weights in ("fp32", "bf16")
-            layer = _layer(module.weight if dense else own, weights)
+            layer = _layer(own, weights, packed_copy=packed_copy)
             setattr(twin.get_submodule(parent), leaf, layer)
-    if weights in ("fp32", "bf16"):
-        head: nn.Module = Dense(twin.head_weight().detach())
-    else:
-        head = Int8(model.head_weight().detach())
+    head_weight = (twin if dense else model).head_weight().detach()
+    # a head of 4 bits would decide tokens too roughly
+    head = _layer(head_weight, "int8" if weights == "int4" else weights, packed_copy=packed_copy)
     twin.lm_head = None
     return twin, head
 

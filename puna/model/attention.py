@@ -41,15 +41,15 @@ def additive(mask_btt: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _plain_attention(
-    queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor, bias_b1tt: Tensor
+    queries_bhtd: Tensor, keys_bgsd: Tensor, values_bgsd: Tensor, bias_b1ts: Tensor
 ) -> Tensor:
     batch, heads, time, dim = queries_bhtd.shape
-    groups = keys_bgtd.shape[1]
+    groups, span = keys_bgsd.shape[1:3]
     rows = heads // groups * time  # the query heads of a group share its keys: one product
     scaled = (queries_bhtd * dim**-0.5).reshape(batch, groups, rows, dim)
-    scores = (scaled @ keys_bgtd.transpose(-1, -2)).view(batch, heads, time, time) + bias_b1tt
-    weights = torch.softmax(scores, dim=-1).view(batch, groups, rows, time)
-    return (weights @ values_bgtd).view(batch, heads, time, dim)
+    scores = (scaled @ keys_bgsd.transpose(-1, -2)).view(batch, heads, time, span) + bias_b1ts
+    weights = torch.softmax(scores, dim=-1).view(batch, groups, rows, span)
+    return (weights @ values_bgsd).view(batch, heads, time, dim)
 
 
 def grouped_attention(
@@ -57,9 +57,9 @@ def grouped_attention(
 ) -> Tensor:
     """Attention of h query heads over g key/value heads: (batch, h, time, head_dim).
 
-    ``mask`` None means causal; one that is additive takes the plain way. SDPA groups the heads
-    itself where that is faster; CUDA's kernels that take a mask do not group, so there the
-    key/value heads are repeated.
+    ``mask`` (batch, 1, time, span), True = may attend; None means causal; one that is additive
+    takes the plain way. SDPA groups the heads itself where that is faster; CUDA's kernels that
+    take a mask do not group, so there the key/value heads are repeated.
     """
     if mask is not None and mask.is_floating_point():
         return _plain_attention(queries_bhtd, keys_bgtd, values_bgtd, mask)
@@ -105,7 +105,8 @@ class Attention(nn.Module):
         queries = apply_rope(self._heads(self.q_proj(x_btd)), cos, sin)
         keys = apply_rope(self._heads(self.k_proj(x_btd)), cos, sin)
         values = self._heads(self.v_proj(x_btd))
-        if cache is not None:
-            keys, values = cache.update(keys, values)
-        mixed = grouped_attention(queries, keys, values, mask)
+        if cache is None:
+            mixed = grouped_attention(queries, keys, values, mask)
+        else:
+            mixed = cache.attend(queries, keys, values)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))

@@ -9,8 +9,11 @@ from torch import Tensor
 class LayerCache(Protocol):
     """Keys and values of one layer for the rows of one call."""
 
-    def update(self, keys_bgtd: Tensor, values_bgtd: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new entries; return all that the rows may attend to: (b, g, span, d)."""
+    def attend(self, queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor) -> Tensor:
+        """Store the new keys and values; attention of the queries over all they may see.
+
+        Returns (batch, heads, time, head_dim).
+        """
         ...
 
 
@@ -20,9 +23,4 @@ class Cache(Protocol):
     @property
     def layers(self) -> Sequence[LayerCache]:
         """One for each layer of the model."""
-        ...
-
-    @property
-    def mask(self) -> Tensor:
-        """What each new token attends to: (batch, 1, time, span), True or 0 = may attend."""
         ...

@@ -135,11 +135,7 @@ class Llama(nn.Module):
                 f"{ids_bt.shape[1]} tokens do not fit this model's context of "
                 f"{self.config.context}: shorten the input"
             )
-        mask = None
-        if cache is not None:
-            mask = cache.mask
-        elif documents_bt is not None:
-            mask = document_mask(documents_bt)
+        mask = None if documents_bt is None else document_mask(documents_bt)
         x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
         if cache is None and plain_is_faster(x_btd):
             one_document = torch.zeros_like(ids_bt[:1])

@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig as PeerConfig
 from transformers import LlamaForCausalLM as Peer
 
-from puna.model import KVCache, Llama, LlamaConfig, llama
+from puna.inference.cache import PagedStore
+from puna.model import Llama, LlamaConfig, llama
 
 # Sums of a few hundred fp32 products in another order differ by a few parts in 10^6.
 TOLERANCE = 1e-5
@@ -124,10 +125,13 @@ def test_packed_documents_equal_the_peers_on_each_document_alone(shape: str) -> 
 def test_logits_with_a_cache_equal_the_peers_without(shape: str) -> None:
     model = build(**SHAPES[shape])
     ids = random_ids(2, 40)
-    cache = KVCache(model.config, batch=2, capacity=40)
-    positions = torch.arange(40).expand(2, 40)
-    parts = [(0, 25), (25, 26), (26, 27), (27, 40)]
-    pieces = [model(ids[:, a:b], positions_bt=positions[:, a:b], cache=cache) for a, b in parts]
+    store = PagedStore(model.config, 11, 8, torch.float32, model.device)
+    pages = [[1, 3, 5, 7, 9], [10, 8, 6, 4, 2]]
+    pieces = []
+    for start, end in [(0, 25), (25, 26), (26, 27), (27, 40)]:
+        counts = [end - start] * 2
+        positions, cache = store.batch(pages, [start, start], counts, torch.float32)
+        pieces.append(model(ids[:, start:end], positions_bt=positions, cache=cache))
     assert_equal(torch.cat(pieces, dim=1), peer_of(model)(ids).logits)
 
 
@@ -135,12 +139,14 @@ def test_logits_with_a_cache_equal_the_peers_without(shape: str) -> None:
 def test_rows_of_unequal_length_share_a_cache() -> None:
     model = build(**SHAPES["grouped"])
     ids = random_ids(2, 30)
-    lengths = torch.tensor([7, 20])
-    cache = KVCache(model.config, batch=2, capacity=30)
-    # The shorter row's padding is written, never seen, and overwritten as the row grows.
-    model(ids[:, :20], positions_bt=torch.arange(20).expand(2, 20), cache=cache)
+    store = PagedStore(model.config, 9, 8, torch.float32, model.device)
+    pages = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    # The shorter row's padding is written aside, never seen.
+    positions, cache = store.batch(pages, [0, 0], [7, 20], torch.float32)
+    model(ids[:, :20], positions_bt=positions, cache=cache)
+    positions, cache = store.batch(pages, [7, 20], [1, 1], torch.float32)
     step = torch.stack([ids[0, 7:8], ids[1, 20:21]])
-    logits = model(step, positions_bt=lengths[:, None], cache=cache)
+    logits = model(step, positions_bt=positions, cache=cache)
     peer = peer_of(model)
     assert_equal(logits[0, -1], peer(ids[:1, :8]).logits[0, -1])
     assert_equal(logits[1, -1], peer(ids[1:, :21]).logits[0, -1])
