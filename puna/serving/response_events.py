@@ -93,8 +93,9 @@ class ResponseWriter:
                 case Arguments():
                     yield from self._more(piece.text)
         if answer.finish is not None:
-            if not self._output:
-                yield from self._begin_message()
+            text_last = not self._output or isinstance(self._output[-1], _MessageItem)
+            if not self._output or (text_last and self._with_logprobs and answer.logprobs):
+                yield from self._text("")
             whole = answer.finish in ("stop", "tool_calls")
             yield from self._end_item("completed" if whole else "incomplete")
 

@@ -99,6 +99,16 @@ class ResponseTool(FunctionDefinition):
     type: Literal["function"]
 
 
+def _function_only(tool: object) -> object:
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise ValueError(f"tools of type '{kind[:40]}' are not supported: give functions")
+    return tool
+
+
+FunctionOnly = Annotated[ResponseTool, BeforeValidator(_function_only)]
+
+
 class NamedTool(Body):
     """The one function that must be called."""
 
@@ -139,7 +149,7 @@ class ResponseRequest(Body):
     """``message.output_text.logprobs`` is known; others are ignored."""
     stream: bool | None = None
     text: TextOptions | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[FunctionOnly], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     metadata: Metadata | None = None
