@@ -13,6 +13,7 @@ from puna.inference.request import Constraint, TokenLogprob
 from puna.inference.sampling import Sampling
 
 CANDIDATES = 256  # looked at first; the whole vocabulary is sorted only when they do not suffice
+SMALL_VOCABULARY = 2048  # sorted whole at once
 BLOCK = 64  # tokens summed up or compared in one go, before those of one block are looked at
 COLDEST = 1e-5  # lower temperatures are this one: logits divided by less leave fp32's range
 BELOW_ONE = 1 - 2**-40  # a draw times a total never rounds up to the total
@@ -168,7 +169,9 @@ def _sample_filtered(
 ) -> list[int]:
     """Draw among the most probable tokens of each row; see `_keep`."""
     vocabulary = probabilities_nv.shape[1]
-    most = min(vocabulary, max(min(each.top_k or CANDIDATES, CANDIDATES) for each in options))
+    most = max(min(each.top_k or CANDIDATES, CANDIDATES) for each in options)
+    if vocabulary <= SMALL_VOCABULARY:
+        most = vocabulary
     top, tokens = _top(probabilities_nv, most)
     top = top.double()
     chosen = tokens.gather(1, _invert(top * _keep(top, options), draws_n1))[:, 0].tolist()

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from puna.inference.sampler import CANDIDATES, Chooser, choose, top_logprobs
+from puna.inference.sampler import SMALL_VOCABULARY, Chooser, choose, top_logprobs
 from puna.inference.sampling import Sampling
 
 DRAWS = 4000
@@ -113,12 +113,12 @@ def test_the_stream_of_one_seed_follows_the_distribution_too() -> None:
     assert chi_square_is_small(observed, softmax(LOGITS))
 
 
-@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 500}, {"min_p": 1e-3}])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_k": 1500}, {"min_p": 1e-3}])
 def test_a_large_vocabulary_is_drawn_from_as_if_it_were_sorted_whole(
     options: dict[str, float],
 ) -> None:
     """More tokens than the candidates looked at first, and a last block that is not full."""
-    size = 3 * CANDIDATES + 10
+    size = SMALL_VOCABULARY + 10
     logits = torch.linspace(3, -3, size)[torch.randperm(size, generator=torch.manual_seed(1))]
     order = logits.argsort(descending=True).tolist()
     plain = torch.softmax(logits.double(), -1).tolist()
