@@ -20,7 +20,7 @@ from puna.serving.page import page_router
 from puna.serving.stats import Figures
 from puna.serving.traffic import Traffic
 
-_bearer = HTTPBearer(auto_error=False, description="An API key; not needed where none are set up.")
+_bearer = HTTPBearer(auto_error=False, description="An API key.")
 
 
 def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = None) -> FastAPI:
@@ -39,8 +39,9 @@ def create_app(hub: Hub, config: ServeConfig, *, safeguard: Safeguard | None = N
     app.state.hub = hub
     app.state.traffic = traffic
     install_handlers(app)
+    locks = [] if config.keys is None else [Security(_bearer)]  # declared where it is asked for
     for router in _api(hub, config, figures, traffic):
-        app.include_router(router, responses=RESPONSES, dependencies=[Security(_bearer)])
+        app.include_router(router, responses=RESPONSES, dependencies=locks)
     public = [probes(hub, traffic), page_router()]
     for router in public:
         app.include_router(router)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StringConstraints
 
 from puna.serving.schemas import (
+    WHOLE,
     Body,
     Content,
     Extension,
@@ -13,6 +14,7 @@ from puna.serving.schemas import (
     Part,
     SamplingFields,
     SchemaFormat,
+    ShortText,
     StreamOptions,
     TokenCount,
     ToolName,
@@ -68,7 +70,7 @@ class SystemMessage(Body):
 
     role: Literal["system", "developer"]
     content: Contents
-    name: str | None = None
+    name: ShortText | None = None
 
 
 class UserMessage(Body):
@@ -76,7 +78,7 @@ class UserMessage(Body):
 
     role: Literal["user"]
     content: Contents
-    name: str | None = None
+    name: ShortText | None = None
 
 
 class AssistantMessage(Body):
@@ -85,7 +87,7 @@ class AssistantMessage(Body):
     role: Literal["assistant"]
     content: Contents | None = None
     refusal: Content | None = None
-    name: str | None = None
+    name: ShortText | None = None
     tool_calls: Annotated[list[CallTurn], Field(max_length=128)] | None = None
 
 
@@ -161,7 +163,7 @@ class ChatRequest(SamplingFields):
     """The same, and the one that counts where both are given."""
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None

@@ -20,6 +20,7 @@ from puna.serving.sampling import requests_of, sampling_of, structure_of
 from puna.serving.schemas import (
     MOST_CHOICES,
     STREAM,
+    WHOLE,
     Extension,
     Part,
     SamplingFields,
@@ -40,13 +41,13 @@ class CompletionRequest(SamplingFields):
 
     prompt: Prompt = Field(examples=["The llama"])
     """A text, texts, the tokens of a text, or those of several."""
-    max_tokens: int | None = Field(default=None, ge=0, le=10_000_000)
+    max_tokens: Annotated[int, Field(ge=0, le=10_000_000), WHOLE] | None = None
     """Most new tokens, 16 by default; 0 only reads the prompt."""
     echo: bool | None = None
     """Give the prompt back before the new text."""
-    logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     """Log-probabilities of the tokens and of this many most probable ones."""
-    best_of: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     """Not supported above ``n``."""
     suffix: Annotated[str, StringConstraints(max_length=100_000)] | None = None
     """Not supported."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from puna.serving.call import Call, call_of
 from puna.serving.errors import ApiError
 from puna.serving.prompts import Prompt, prompts_of
-from puna.serving.schemas import Body, Name, Part
+from puna.serving.schemas import WHOLE, Body, Name, Part, ShortText
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -23,9 +23,9 @@ class EmbeddingRequest(Body):
     """A text, texts, the tokens of a text, or those of several."""
     encoding_format: Literal["float", "base64"] | None = None
     """Numbers, or the bytes of little-endian 32-bit floats."""
-    dimensions: int | None = Field(default=None, ge=1, le=1_000_000)
+    dimensions: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
     """Only the model's own: a part of such a vector would mean nothing."""
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: ShortText | None = None
     """Taken and not used."""
 
 

@@ -143,7 +143,10 @@ def install_handlers(app: FastAPI) -> None:
         known = as_api_error(error)
         assert known is not None, "handlers are installed for known errors only"
         request.scope["state"]["error"] = known  # the gate counts it
-        return known.response()
+        response = known.response()
+        if isinstance(error, HTTPException):  # a 405 says what is allowed
+            response.headers.update(error.headers or {})
+        return response
 
     for kind in (ApiError, QueueFull, UsageError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer)

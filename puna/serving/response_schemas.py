@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from puna.serving.chat_schemas import JsonObjectFormat, TextFormat
 from puna.serving.schemas import (
+    WHOLE,
     Body,
     Content,
     Extension,
@@ -14,6 +15,7 @@ from puna.serving.schemas import (
     Name,
     Part,
     SchemaFormat,
+    ShortText,
     TokenCount,
     ToolName,
 )
@@ -143,7 +145,7 @@ class ResponseRequest(Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """1 by default; 0 takes the most probable token."""
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     """With ``include`` of ``message.output_text.logprobs``: of this many tokens each."""
     include: Annotated[list[Name], Field(max_length=20)] | None = None
     """``message.output_text.logprobs`` is known; others are ignored."""
@@ -162,7 +164,7 @@ class ResponseRequest(Body):
     """Not supported: nothing is kept."""
     truncation: Literal["auto", "disabled"] | None = None
     """Nothing is cut off: a conversation that is too long is an error."""
-    user: Annotated[str, StringConstraints(max_length=512)] | None = None
+    user: ShortText | None = None
     """Taken and not used."""
 
 

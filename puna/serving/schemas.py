@@ -12,10 +12,17 @@ MOST_TEXT = 2_000_000
 """Most characters of a text; the body's own limit is usually lower."""
 MOST_CHOICES = 16
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 2.0 is an integer too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # after the bounds, which the schema loses otherwise
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Content = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
-TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenCount = Annotated[int, Field(ge=1, le=10_000_000)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
+TokenCount = Annotated[int, Field(ge=1, le=10_000_000), WHOLE]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Stops = StopText | Annotated[list[StopText], Field(max_length=16)]
 Metadata = Annotated[
@@ -25,13 +32,14 @@ Metadata = Annotated[
     ],
     Field(max_length=16),
 ]
+ShortText = Annotated[str, StringConstraints(max_length=512)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 LogitBias = Annotated[
     dict[
         Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
         Annotated[float, Field(ge=-100, le=100)],
     ],
-    Field(max_length=1024),
+    Field(max_length=1024, json_schema_extra={"additionalProperties": False}),
 ]
 JsonSchema = Annotated[dict[str, Any], Field(max_length=1000)]
 
@@ -97,21 +105,21 @@ class SamplingFields(Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     """1 by default; 0 takes the most probable token."""
     top_p: float | None = Field(default=None, gt=0, le=1)
-    n: int | None = Field(default=None, ge=1, le=MOST_CHOICES)
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     """How many answers; the i-th has the seed ``seed + i``."""
     stream: bool | None = None
     stop: Stops | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), WHOLE] | None = None
     """Drawn anew for each request by default."""
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: LogitBias | None = None
-    user: Annotated[str, StringConstraints(max_length=512)] | None = None
+    user: ShortText | None = None
     """Taken and not used."""
-    top_k: int | None = Field(default=None, ge=-1, le=1_000_000)
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000), WHOLE] | None = None
     """Sample from this many most probable tokens; 0 and -1 are all (as in vLLM)."""
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=10)
     ignore_eos: bool | None = None
     """Write on after the model's own end, to the length asked."""
     structured_outputs: StructuredOutputs | None = None
@@ -153,10 +161,16 @@ class Extension(Part):
     guard: GuardVerdict
 
 
+_EVENT = {
+    "type": "object",
+    "description": "One event; its data is a piece of the answer, or `[DONE]` at the end.",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream` as server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }
 """Declares the streamed answer of an endpoint beside the whole one."""

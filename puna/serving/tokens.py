@@ -13,7 +13,6 @@ from puna.core.errors import UsageError
 from puna.serving.call import Call, call_of
 from puna.serving.chat_schemas import ChatMessage, FunctionTool
 from puna.serving.conversation import prompt_of, toolbox_of, turns_of
-from puna.serving.errors import ApiError
 from puna.serving.hub import Served
 from puna.serving.schemas import Body, Content, Name, Part, TokenId
 from puna.tokenizer import Tokenizer
@@ -40,19 +39,27 @@ class ModelList(Part):
     data: list[Model]
 
 
-class TokenizeRequest(Body):
-    """A text or a conversation to cut into tokens: one of ``prompt`` and ``messages``."""
-
+class _ToTokens(Body):
     model: Name | None = None
     """The first one by default."""
-    prompt: Content | None = Field(default=None, examples=["The llama"])
-    """A text; the bare name of a special token is that token."""
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
-    """Tools that the conversation's system turn defines."""
-    add_special_tokens: bool | None = None
-    """Open a text with the begin token, where there is one (as by default)."""
     return_token_strs: bool | None = None
+
+
+class TextToTokens(_ToTokens):
+    """A text to cut into tokens."""
+
+    prompt: Content = Field(examples=["The llama"])
+    """The bare name of a special token is that token."""
+    add_special_tokens: bool | None = None
+    """Open the text with the begin token, where there is one (as by default)."""
+
+
+class ChatToTokens(_ToTokens):
+    """A conversation to cut into tokens, up to where the answer begins."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    """Tools that the system turn defines."""
 
 
 class Tokens(Part):
@@ -103,7 +110,7 @@ async def retrieve_model(model: str, call: CallOf) -> Model:
 
 @router.post("/v1/tokenize", operation_id="tokenize")
 @router.post("/tokenize", include_in_schema=False)
-async def tokenize(body: TokenizeRequest, call: CallOf) -> Tokens:
+async def tokenize(body: TextToTokens | ChatToTokens, call: CallOf) -> Tokens:
     """Cut a text or a conversation into tokens."""
     served = _served(call, body.model)
     tokenizer = served.tokenizer
@@ -161,19 +168,16 @@ def _template(tokenizer: Tokenizer) -> str | None:
         return None
 
 
-def _ids(body: TokenizeRequest, served: Served) -> list[int]:
+def _ids(body: TextToTokens | ChatToTokens, served: Served) -> list[int]:
     tokenizer = served.tokenizer
-    if (body.prompt is None) == (body.messages is None):
-        raise ApiError(400, "give one of prompt and messages", param="prompt")
-    if body.messages is not None:
+    if isinstance(body, ChatToTokens):
         functions = [tool.function for tool in body.tools or ()]
         tools = toolbox_of(functions, None, None, parallel=True).tools
         return prompt_of(served, turns_of(body.messages), tools)
-    text = body.prompt or ""
-    special = _special_named(tokenizer, text)
+    special = _special_named(tokenizer, body.prompt)
     if special is not None:
         return [special]
-    return tokenizer.encode(text, bos=body.add_special_tokens is not False)
+    return tokenizer.encode(body.prompt, bos=body.add_special_tokens is not False)
 
 
 def _special_named(tokenizer: Tokenizer, text: str) -> int | None:
