@@ -1,12 +1,13 @@
 """Request and answer of ``/v1/chat/completions``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field
 
 from puna.serving.schemas import (
     WHOLE,
     Body,
+    CallId,
     Content,
     Extension,
     FunctionDefinition,
@@ -19,16 +20,8 @@ from puna.serving.schemas import (
     TokenCount,
     ToolName,
     Usage,
+    only,
 )
-
-CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-def _text_only(part: object) -> object:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind not in ("text", "refusal"):
-        raise ValueError(f"parts of type '{kind[:40]}' are not supported: this model reads text")
-    return part
 
 
 class TextPart(Body):
@@ -45,7 +38,7 @@ class RefusalPart(Body):
     refusal: Content
 
 
-ContentPart = Annotated[TextPart | RefusalPart, BeforeValidator(_text_only)]
+ContentPart = Annotated[TextPart | RefusalPart, only("parts", "text", "refusal")]
 Contents = Content | Annotated[list[ContentPart], Field(max_length=1000)]
 
 
@@ -245,14 +238,3 @@ class ChatCompletion(Part):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
-    service_tier: None = None
-
-    def dump(self) -> dict[str, Any]:
-        """As JSON; ``tool_calls`` and ``puna`` are absent rather than null, as clients expect."""
-        data = self.model_dump(mode="json")
-        for choice in data["choices"]:
-            if choice["message"]["tool_calls"] is None:
-                del choice["message"]["tool_calls"]
-            if choice["puna"] is None:
-                del choice["puna"]
-        return data

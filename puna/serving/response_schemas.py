@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import Field
 
 from puna.serving.chat_schemas import JsonObjectFormat, TextFormat
 from puna.serving.schemas import (
     WHOLE,
     Body,
+    CallId,
     Content,
     Extension,
     FunctionDefinition,
@@ -18,17 +19,8 @@ from puna.serving.schemas import (
     ShortText,
     TokenCount,
     ToolName,
+    only,
 )
-
-CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-_TEXTS = ("input_text", "output_text", "refusal")
-
-
-def _text_only(part: object) -> object:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind not in _TEXTS:
-        raise ValueError(f"parts of type '{kind[:40]}' are not supported: this model reads text")
-    return part
 
 
 class InputText(Body):
@@ -45,7 +37,9 @@ class InputRefusal(Body):
     refusal: Content
 
 
-InputPart = Annotated[InputText | InputRefusal, BeforeValidator(_text_only)]
+InputPart = Annotated[
+    InputText | InputRefusal, only("parts", "input_text", "output_text", "refusal")
+]
 InputContents = Content | Annotated[list[InputPart], Field(max_length=1000)]
 
 
@@ -81,16 +75,9 @@ class InputReasoning(Body):
     type: Literal["reasoning"]
 
 
-def _known_item(item: object) -> object:
-    kind = item.get("type", "message") if isinstance(item, dict) else None
-    if isinstance(kind, str) and kind not in _ITEMS:
-        raise ValueError(f"items of type '{kind[:40]}' are not supported")
-    return item
-
-
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
 InputItem = Annotated[
-    InputMessage | InputCall | InputResult | InputReasoning, BeforeValidator(_known_item)
+    InputMessage | InputCall | InputResult | InputReasoning,
+    only("items", "message", "function_call", "function_call_output", "reasoning"),
 ]
 Input = Content | Annotated[list[InputItem], Field(min_length=1, max_length=2048)]
 
@@ -101,14 +88,7 @@ class ResponseTool(FunctionDefinition):
     type: Literal["function"]
 
 
-def _function_only(tool: object) -> object:
-    kind = tool.get("type") if isinstance(tool, dict) else None
-    if isinstance(kind, str) and kind != "function":
-        raise ValueError(f"tools of type '{kind[:40]}' are not supported: give functions")
-    return tool
-
-
-FunctionOnly = Annotated[ResponseTool, BeforeValidator(_function_only)]
+FunctionOnly = Annotated[ResponseTool, only("tools", "function")]
 
 
 class NamedTool(Body):

@@ -19,6 +19,21 @@ def _whole(value: object) -> object:
 
 
 WHOLE = BeforeValidator(_whole)  # after the bounds, which the schema loses otherwise
+
+
+def only(what: str, *kinds: str) -> BeforeValidator:
+    """Refuses other types of ``what`` by their names, where else a list of faults would come."""
+
+    def check(value: object) -> object:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            known = ", ".join(kinds)
+            raise ValueError(f"{what} of type '{kind[:40]}' are not supported here: use {known}")
+        return value
+
+    return BeforeValidator(check)
+
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Content = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
@@ -33,6 +48,7 @@ Metadata = Annotated[
     Field(max_length=16),
 ]
 ShortText = Annotated[str, StringConstraints(max_length=512)]
+CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 LogitBias = Annotated[
     dict[

@@ -250,31 +250,35 @@ class CallParser:
 
     def _object(self) -> Iterator[Piece]:
         """What may be a call's JSON, until its arguments begin or it ends."""
-        if len(self._buffer) <= _HEADER_CHARS and (header := _HEADER.match(self._buffer)):
+        short = len(self._buffer) <= _HEADER_CHARS
+        if short and (header := _HEADER.match(self._buffer)):
             if header[1] not in self._names:
                 yield from self._reject()
                 return
             yield self._start(header[1])
             self._buffer = self._buffer[header.end() :]
             self._state, self._end = self._arguments, _ObjectEnd()
-            return
-        first = _FIRST_KEY.match(self._buffer)
-        wrong_start = self._buffer.strip() and not self._buffer.lstrip().startswith("{")
-        if wrong_start or (first and first[1] not in _KEYS):
+        elif self._cannot_be_a_call():
             yield from self._reject()
-            return
-        end = self._end.find(self._buffer[self._scanned :])
-        if end is None:
+        elif end := self._end.find(self._buffer[self._scanned :]):
+            yield from self._whole(self._scanned + end)
+        else:
             self._scanned = len(self._buffer)
-            return
-        whole = _read_call(self._buffer[: self._scanned + end])
-        if whole is None or whole.name not in self._names:
+
+    def _cannot_be_a_call(self) -> bool:
+        started = self._buffer.strip() and not self._buffer.lstrip().startswith("{")
+        first = _FIRST_KEY.match(self._buffer)
+        return bool(started or (first and first[1] not in _KEYS))
+
+    def _whole(self, end: int) -> Iterator[Piece]:
+        """A complete object, which may be a call in another spelling."""
+        call = _read_call(self._buffer[:end])
+        if call is None or call.name not in self._names:
             yield from self._reject()
             return
-        yield self._start(whole.name)
-        yield Arguments(whole.arguments)
-        self._buffer = self._buffer[self._scanned + end :]
-        self._state = self._close
+        yield self._start(call.name)
+        yield Arguments(call.arguments)
+        self._buffer, self._state = self._buffer[end:], self._close
 
     def _start(self, name: str) -> CallStart:
         self._called = True
