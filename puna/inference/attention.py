@@ -45,9 +45,8 @@ def attend_one(
     values: Tensor,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
-    table_bp: Tensor,
+    seen_bs: Tensor,
     lengths_b: Tensor,
-    page_size: int,
 ) -> Tensor:
     """Attention of one new token of each row, read straight from the pages: (b, h, 1, d).
 
@@ -56,21 +55,24 @@ def attend_one(
     Args:
         keys, values: (slots, g, d), any data type.
         key_scale, value_scale: (slots, g), what the integers of an int8 cache are multiplied with.
-        table_bp: each row's pages.
-        lengths_b: positions each row may see.
+        seen_bs: the slots of each row's positions.
+        lengths_b: how many of these the row may see.
     """
     batch, heads, _, dim = queries_bh1d.shape
     groups = keys.shape[1]
-    slots = (table_bp[:, :, None] * page_size + torch.arange(page_size)).flatten(1)
-    scaled = queries_bh1d.float() * dim**-0.5
-    queries = fusion_barrier(scaled).view(batch, groups, heads // groups, 1, dim)
-    scores = (queries * keys[slots].transpose(1, 2)[:, :, None].float()).sum(-1)
+    wide = (batch, groups, heads // groups)
+
+    def positions(store: Tensor) -> Tensor:  # (slots, g, ...) -> (b, g, 1, s, ...)
+        rows = store.index_select(0, seen_bs.flatten()).view(*seen_bs.shape, *store.shape[1:])
+        return rows.transpose(1, 2)[:, :, None].float()
+
+    queries = fusion_barrier(queries_bh1d).view(*wide, 1, dim).float()
+    scores = (queries * positions(keys)).sum(-1) * dim**-0.5
     if key_scale is not None:
-        scores = scores * key_scale[slots].transpose(1, 2)[:, :, None]
-    unseen = torch.arange(slots.shape[1]) >= lengths_b[:, None]
+        scores = scores * positions(key_scale)
+    unseen = torch.arange(seen_bs.shape[1]) >= lengths_b[:, None]
     weights = scores.masked_fill(unseen[:, None, None], -torch.inf).softmax(-1)
     if value_scale is not None:
-        weights = weights * value_scale[slots].transpose(1, 2)[:, :, None]
-    weights = fusion_barrier(weights)[..., None]
-    mixed = (weights * values[slots].transpose(1, 2)[:, :, None].float()).sum(-2)
+        weights = weights * positions(value_scale)
+    mixed = (fusion_barrier(weights)[..., None] * positions(values)).sum(-2)
     return mixed.to(queries_bh1d.dtype).view(batch, heads, 1, dim)

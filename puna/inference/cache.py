@@ -45,9 +45,8 @@ class PagedLayer:
                 self.values,
                 self.key_scale,
                 self.value_scale,
-                view.table,
+                view.seen,
                 view.lengths,
-                view.page_size,
             )
         if view.table is not None:
             keys_bgtd = self._read(self.keys, self.key_scale, keys_bgtd.dtype)
@@ -85,6 +84,8 @@ class PagedView:
     """(batch * time,): where the new entries go."""
     table: Tensor | None
     """(batch, pages): pages of each row; None when the call itself holds all there is to see."""
+    seen: Tensor | None
+    """(batch, span): the slots of each row's positions, where `attend_one` is used."""
     lengths: Tensor
     """(batch,): positions each row sees with its first new token."""
     mask: Tensor | None
@@ -94,8 +95,6 @@ class PagedView:
     page_size: int
     attend_one: AttendOne | None
     """`attend_one`, compiled, when each row has one new token; None takes the general way."""
-    signature: str
-    """Which model and weights: compiled code of another must not be taken for it."""
 
 
 @dataclass
@@ -113,7 +112,6 @@ class PagedStore:
         n_pages, page_size: how much to hold; see `PagePool`.
         dtype, device: of the stored tensors; int8 keeps a scale per entry and head.
         attend_one: see `PagedView`.
-        signature: see `PagedView`.
     """
 
     def __init__(
@@ -124,12 +122,10 @@ class PagedStore:
         dtype: torch.dtype,
         device: torch.device,
         attend_one: AttendOne | None = None,
-        signature: str = "",
     ) -> None:
         self.page_size = page_size
         self.device = device
         self._attend_one = attend_one
-        self._signature = signature
         heads = (n_pages * page_size, config.n_kv_heads)
 
         def entries() -> Tensor:
@@ -179,16 +175,23 @@ class PagedStore:
         owner = table.gather(1, (positions // size).clamp(max=span - 1))
         slots = torch.where(real, owner * size + positions % size, SCRATCH).flatten()
         one = self._attend_one if width == 1 else None
+        seen = None
+        if one:
+            slots_seen = (table[:, :, None] * size + torch.arange(size)).flatten(1)
+            # Not contiguous: else the compiler puts positions, not the head's numbers, in vectors.
+            # 7, since it takes a stride equal to another size for that size.
+            seen = slots_seen[..., None].repeat(1, 1, 7)[..., 0]
+            torch._dynamo.mark_dynamic(seen, 1)
         mask = None if one else self._mask(steps[None] if fresh else positions, fresh, span, dtype)
         view = PagedView(
             slots=slots.to(self.device),
             table=None if fresh else table.to(self.device),
+            seen=seen,
             lengths=positions[:, 0].to(self.device) + 1,
             mask=mask,
             before=max(starts),
             page_size=size,
             attend_one=one,
-            signature=self._signature,
         )
         layers = [
             PagedLayer(keys, values, *scales, view)

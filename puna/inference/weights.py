@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
-from puna.model import Llama
-from puna.model.linear import Linear
+from puna.model import Llama, LlamaConfig
+from puna.model.attention import Attention
+from puna.model.llama import FeedForward
 
 Weights = Literal["fp32", "bf16", "int8", "int4"]
 INT4_GROUP = 32
@@ -97,11 +98,11 @@ class Int4(nn.Module):
         self.register_buffer("scale_and_zero", pairs.transpose(0, 1).contiguous().bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()  # with fp32 this kernel is ten times slower
         out = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self.packed, INT4_GROUP, self.scale_and_zero
         )
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
 def _layer(weight_oi: Tensor, weights: Weights, *, packed_copy: bool) -> nn.Module:
@@ -115,6 +116,38 @@ def _layer(weight_oi: Tensor, weights: Weights, *, packed_copy: bool) -> nn.Modu
 def compute_dtype(weights: Weights) -> torch.dtype:
     """Data type of activations; the integer kernels want bf16."""
     return torch.float32 if weights == "fp32" else torch.bfloat16
+
+
+class _JoinedAttention(Attention):
+    """Attention with one product for queries, keys and values."""
+
+    def __init__(self, config: LlamaConfig, qkv_proj: nn.Module) -> None:
+        with torch.device("meta"):
+            super().__init__(config)
+        del self.q_proj, self.k_proj, self.v_proj
+        self.qkv_proj = qkv_proj
+        keys = config.n_kv_heads * config.head_dim
+        self._widths = (config.n_heads * config.head_dim, keys, keys)
+
+    def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Attention.project`."""
+        queries, keys, values = self.qkv_proj(x_btd).split(self._widths, -1)
+        return queries, keys, values
+
+
+class _JoinedFeedForward(FeedForward):
+    """SwiGLU with one product for gate and up."""
+
+    def __init__(self, config: LlamaConfig, gate_up_proj: nn.Module) -> None:
+        with torch.device("meta"):
+            super().__init__(config)
+        del self.gate_proj, self.up_proj
+        self.gate_up_proj = gate_up_proj
+
+    def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor]:
+        """As `FeedForward.project`."""
+        gate, up = self.gate_up_proj(x_btd).chunk(2, -1)
+        return gate, up
 
 
 def ready_for_inference(
@@ -139,13 +172,30 @@ def ready_for_inference(
     state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
     twin.load_state_dict(state, assign=True)
     twin.requires_grad_(requires_grad=False).eval()
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, Linear) and module is not twin.lm_head:
-            # integers come from the model's own weights, not from their bf16 rounding
-            own = module.weight if dense else model.get_parameter(f"{name}.weight").detach()
-            parent, _, leaf = name.rpartition(".")
-            layer = _layer(own, weights, packed_copy=packed_copy)
-            setattr(twin.get_submodule(parent), leaf, layer)
+
+    # integers come from the model's own weights, not from their bf16 rounding
+    own = state if dense else model.state_dict()
+
+    def layer(*names: str) -> nn.Module:
+        parts = [own[f"{name}.weight"].detach() for name in names]
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _layer(joined, weights, packed_copy=packed_copy)
+
+    shared = dense and not packed_copy
+    for number, block in enumerate(twin.model.layers):
+        attention, mlp = f"model.layers.{number}.self_attn", f"model.layers.{number}.mlp"
+        if shared:
+            for part in "qkv":
+                setattr(block.self_attn, f"{part}_proj", layer(f"{attention}.{part}_proj"))
+            block.mlp.gate_proj = layer(f"{mlp}.gate_proj")
+            block.mlp.up_proj = layer(f"{mlp}.up_proj")
+        else:
+            qkv = layer(*(f"{attention}.{part}_proj" for part in "qkv"))
+            block.self_attn = _JoinedAttention(model.config, qkv)
+            gate_up = layer(f"{mlp}.gate_proj", f"{mlp}.up_proj")
+            block.mlp = _JoinedFeedForward(model.config, gate_up)
+        block.self_attn.o_proj = layer(f"{attention}.o_proj")
+        block.mlp.down_proj = layer(f"{mlp}.down_proj")
     head_weight = (twin if dense else model).head_weight().detach()
     # a head of 4 bits would decide tokens too roughly
     head = _layer(head_weight, "int8" if weights == "int4" else weights, packed_copy=packed_copy)

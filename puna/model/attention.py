@@ -90,6 +90,10 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.dim, keys)
         self.o_proj = Linear(queries, config.dim)
 
+    def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: three of (batch, time, heads * head_dim)."""
+        return self.q_proj(x_btd), self.k_proj(x_btd), self.v_proj(x_btd)
+
     def _heads(self, x_btd: Tensor) -> Tensor:
         batch, time, _ = x_btd.shape
         return x_btd.view(batch, time, -1, self.head_dim).transpose(1, 2)
@@ -102,9 +106,8 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
-        queries = apply_rope(self._heads(self.q_proj(x_btd)), cos, sin)
-        keys = apply_rope(self._heads(self.k_proj(x_btd)), cos, sin)
-        values = self._heads(self.v_proj(x_btd))
+        queries, keys, values = map(self._heads, self.project(x_btd))
+        queries, keys = apply_rope(queries, cos, sin), apply_rope(keys, cos, sin)
         if cache is None:
             mixed = grouped_attention(queries, keys, values, mask)
         else:

@@ -29,8 +29,13 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(config.dim, config.ffn_dim)
         self.down_proj = Linear(config.ffn_dim, config.dim)
 
+    def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and up: two of (batch, time, ffn_dim)."""
+        return self.gate_proj(x_btd), self.up_proj(x_btd)
+
     def forward(self, x_btd: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_btd)) * self.up_proj(x_btd))
+        gate, up = self.project(x_btd)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
