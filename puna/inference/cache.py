@@ -36,7 +36,7 @@ class PagedLayer:
         view = self.view
         self._write(self.keys, self.key_scale, keys_bgtd)
         self._write(self.values, self.value_scale, values_bgtd)
-        if view.attend_one is not None:
+        if view.attend_one is not None and view.seen is not None:
             inside = torch.compiler.is_compiling()  # already: no compiled function within another
             one = attend_one if inside else view.attend_one
             return one(

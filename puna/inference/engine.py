@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import psutil
 import torch
@@ -143,6 +144,29 @@ class Engine:
         self._runner.load(model)
         self._queue.pool.forget()
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that requests may ask for."""
+        return self._runner.adapters.names
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Let requests ask for the PEFT adapter in ``folder`` as ``name``, also between steps.
+
+        Raises `UsageError` for a name that is taken and an adapter that does not fit the model.
+        """
+        self._runner.adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, and with it what is cached of earlier texts.
+
+        Raises `UsageError` for a name that is not loaded or that a request still uses.
+        """
+        users = sum(row.request.adapter == name for row in self._rows.values())
+        if users:
+            raise UsageError(f"{users} requests still use the adapter '{name}': wait for their end")
+        self._runner.adapters.unload(name)
+        self._queue.pool.forget()  # another one may come by the same name
+
     def step(self) -> list[tuple[int, Delta]]:
         """One turn: a chunk of prompts, then a token of every running text.
 
@@ -185,6 +209,8 @@ class Engine:
         return torch.stack(vectors)
 
     def _check(self, request: Request) -> None:
+        if request.adapter is not None:
+            self._runner.adapters.check(request.adapter)
         vocabulary = self.model.config.vocab_size
         wrong = [
             i for i in (*request.prompt, *request.sampling.logit_bias) if not 0 <= i < vocabulary
@@ -234,7 +260,8 @@ class Engine:
         ]
         pages = [row.prefix.pages for row in rows]
         starts = [row.computed for row in rows]
-        hidden = self._runner.hidden(tokens, pages, starts)
+        with self._runner.adapters.used_by_rows([row.request.adapter for row in rows]):
+            hidden = self._runner.hidden(tokens, pages, starts)
         if self.config.speculation:
             self._drafter.follow(tokens, pages, starts)
         ready: list[tuple[int, Row, int]] = []

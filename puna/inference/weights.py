@@ -4,7 +4,7 @@ On CPU a product with one row is bound by memory. There a compiled multiply-and-
 weight at the speed of memory, which matrix-product libraries do not (docs/log.md).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ def compute_dtype(weights: Weights) -> torch.dtype:
     return torch.float32 if weights == "fp32" else torch.bfloat16
 
 
-class _JoinedAttention(Attention):
+class JoinedAttention(Attention):
     """Attention with one product for queries, keys and values."""
 
     def __init__(self, config: LlamaConfig, qkv_proj: nn.Module) -> None:
@@ -131,11 +131,15 @@ class _JoinedAttention(Attention):
 
     def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `Attention.project`."""
-        queries, keys, values = self.qkv_proj(x_btd).split(self._widths, -1)
+        return self.split(self.qkv_proj(x_btd))
+
+    def split(self, joined_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the joined product."""
+        queries, keys, values = joined_btd.split(self._widths, -1)
         return queries, keys, values
 
 
-class _JoinedFeedForward(FeedForward):
+class JoinedFeedForward(FeedForward):
     """SwiGLU with one product for gate and up."""
 
     def __init__(self, config: LlamaConfig, gate_up_proj: nn.Module) -> None:
@@ -182,6 +186,7 @@ def ready_for_inference(
         return _layer(joined, weights, packed_copy=packed_copy)
 
     shared = dense and not packed_copy
+    block: Any
     for number, block in enumerate(twin.model.layers):
         attention, mlp = f"model.layers.{number}.self_attn", f"model.layers.{number}.mlp"
         if shared:
@@ -191,9 +196,9 @@ def ready_for_inference(
             block.mlp.up_proj = layer(f"{mlp}.up_proj")
         else:
             qkv = layer(*(f"{attention}.{part}_proj" for part in "qkv"))
-            block.self_attn = _JoinedAttention(model.config, qkv)
+            block.self_attn = JoinedAttention(model.config, qkv)
             gate_up = layer(f"{mlp}.gate_proj", f"{mlp}.up_proj")
-            block.mlp = _JoinedFeedForward(model.config, gate_up)
+            block.mlp = JoinedFeedForward(model.config, gate_up)
         block.self_attn.o_proj = layer(f"{attention}.o_proj")
         block.mlp.down_proj = layer(f"{mlp}.down_proj")
     head_weight = (twin if dense else model).head_weight().detach()

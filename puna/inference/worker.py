@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -155,6 +156,14 @@ class AsyncEngine:
         """As `Engine.embed`, between two steps."""
         vectors: Tensor = await self._call(lambda: self.engine.embed(prompts))
         return vectors
+
+    async def load_adapter(self, name: str, folder: Path) -> None:
+        """As `Engine.load_adapter`, between two steps."""
+        await self._call(lambda: self.engine.load_adapter(name, folder))
+
+    async def unload_adapter(self, name: str) -> None:
+        """As `Engine.unload_adapter`, between two steps."""
+        await self._call(lambda: self.engine.unload_adapter(name))
 
     def stats(self) -> Stats:
         """Figures of this moment."""

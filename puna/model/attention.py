@@ -106,10 +106,24 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: LayerCache | None,
     ) -> Tensor:
-        queries, keys, values = map(self._heads, self.project(x_btd))
+        mixed = self.mix(*self.project(x_btd), cos, sin, mask, cache)
+        return self.o_proj(mixed)
+
+    def mix(
+        self,
+        queries_btd: Tensor,
+        keys_btd: Tensor,
+        values_btd: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        cache: LayerCache | None,
+    ) -> Tensor:
+        """What the heads read, side by side: (batch, time, n_heads * head_dim)."""
+        queries, keys, values = map(self._heads, (queries_btd, keys_btd, values_btd))
         queries, keys = apply_rope(queries, cos, sin), apply_rope(keys, cos, sin)
         if cache is None:
             mixed = grouped_attention(queries, keys, values, mask)
         else:
             mixed = cache.attend(queries, keys, values)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)

@@ -20,6 +20,13 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype))
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x`` over its root mean square, times ``weight``; computed in fp32."""
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight.to(x.dtype) * scaled.to(x.dtype)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation, computed in fp32 (Zhang and Sennrich 2019)."""
 
@@ -29,6 +36,4 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight.to(x.dtype) * scaled.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)

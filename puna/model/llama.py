@@ -20,8 +20,13 @@ from puna.model.rope import rope_frequencies, rope_tables
 INIT_STD = 0.02
 
 
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up`` (Shazeer 2020)."""
+    return F.silu(gate) * up
+
+
 class FeedForward(nn.Module):
-    """SwiGLU: ``down(silu(gate(x)) * up(x))`` (Shazeer 2020)."""
+    """SwiGLU feed-forward: ``down(silu(gate(x)) * up(x))``."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -34,8 +39,7 @@ class FeedForward(nn.Module):
         return self.gate_proj(x_btd), self.up_proj(x_btd)
 
     def forward(self, x_btd: Tensor) -> Tensor:
-        gate, up = self.project(x_btd)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(swiglu(*self.project(x_btd)))
 
 
 class Block(nn.Module):
