@@ -48,8 +48,8 @@ class Engine:
     is the same whatever else runs beside it. Not for several threads: see `AsyncEngine`.
 
     Args:
-        model: its weights are shared where their format allows, so training in place is seen;
-            `load_weights` takes over others.
+        model: its weights are shared where their format allows, so training in place is seen but
+            for what the prefix cache holds; `load_weights` takes over others and drops that.
         tokenizer: for text and stop texts.
         config: settings.
         draft: a smaller model with the same vocabulary that proposes tokens, with
@@ -175,13 +175,14 @@ class Engine:
         self._queue.admit()
         deltas: list[tuple[int, Delta]] = []
         for take in (self._prompt_rows, self._decode_rows):
-            rows, counts = take()
-            if not rows:
-                continue
+            rows: list[Row] = []
             try:
-                deltas += self._pass(rows, counts)
+                rows, counts = take()
+                if rows:
+                    deltas += self._pass(rows, counts)
             except Exception as error:  # noqa: BLE001  one turn's failure must not end the engine
-                deltas += [self._fail(row, error) for row in rows if row.handle in self._rows]
+                hit = rows or list(self._queue.running)
+                deltas += [self._fail(row, error) for row in hit if row.handle in self._rows]
         return deltas
 
     def stats(self) -> Stats:

@@ -22,7 +22,7 @@ class Sampling(Config):
     """Sample from the fewest tokens whose probabilities reach this sum."""
     min_p: float = Field(default=0.0, ge=0, le=1)
     """Leave out tokens less probable than this share of the most probable one's."""
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=10)
     """Divides positive and multiplies negative logits of tokens seen (Keskar et al. 2019)."""
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     """Taken from the logit of every token generated before, once."""

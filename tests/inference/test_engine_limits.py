@@ -162,6 +162,25 @@ def test_a_failing_pass_ends_only_the_requests_in_it(
     assert engine.stats().pages_used == 0
 
 
+def test_a_failing_drafter_ends_its_rows_and_the_engine_lives(
+    build: Build, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = build(speculation=2)
+    handle = engine.submit(greedy([1], 5))
+    engine.step()
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of ideas")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._drafter, "propose", fail)
+        ((failed, delta),) = engine.step()
+    assert (failed, delta.error) == (handle, "RuntimeError: out of ideas")
+    assert engine.idle
+    (found,) = generate(engine, [greedy([2], 5)])
+    assert found.ids == reference([2], 5)
+
+
 def test_weights_trained_in_place_are_seen_and_others_taken_over(tokenizer: Tokenizer) -> None:
     """In fp32, where engine and trainer hold the same tensors; the prefix cache must forget."""
     model, other = (tiny_llama(tokenizer.vocab_size, seed) for seed in (21, 22))
