@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -54,13 +54,16 @@ class LowRank:
 
 
 class _Settings(Config):
-    peft_type: Literal["LORA"]
     r: int = Field(ge=1)
+    """Rank of the changes."""
     lora_alpha: float = Field(allow_inf_nan=False)
+    """Over the rank, what the changes are multiplied with."""
     use_rslora: bool = False
+    """Divide by the root of the rank instead (Kalajdzievski 2023)."""
     rank_pattern: dict[str, int] = Field(default_factory=dict)
+    """Ranks of products by regular expression."""
     alpha_pattern: dict[str, float] = Field(default_factory=dict)
-    bias: Literal["none"] = "none"
+    """Alphas likewise."""
 
     def scale(self, product: str, rank: int) -> float:
         """Of the change to ``product``: alpha / rank, and with rsLoRA alpha / sqrt(rank)."""
@@ -100,6 +103,9 @@ def _read_settings(folder: Path) -> _Settings:
     found = read_json(path)
     given = {key: found[key] for key in _Settings.model_fields if found.get(key) is not None}
     settings = _Settings.parse(given, where=str(path))
+    for key, only in (("peft_type", "LORA"), ("bias", "none")):
+        if found.get(key, only) != only:
+            raise UsageError(f"{path}: '{key}' is {found[key]!r}: only '{only}' is supported")
     for key in _REFUSED:
         if found.get(key):
             raise UsageError(
