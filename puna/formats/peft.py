@@ -77,8 +77,7 @@ def load_lora(folder: Path) -> dict[str, LowRank]:
     Raises `UsageError` naming the file and the key or tensor that is missing, broken or of a kind
     that is more than LoRA on the products of blocks.
     """
-    settings = _read_settings(folder)
-    path = folder / TENSORS
+    path, settings = folder / TENSORS, _read_settings(folder)
     sides = _read_sides(folder)
     changes = {}
     for product, pair in sides.items():
@@ -101,8 +100,6 @@ def _read_settings(folder: Path) -> _Settings:
     if not path.exists():
         raise UsageError(f"{folder} holds no {CONFIG}: name the folder of a PEFT adapter")
     found = read_json(path)
-    given = {key: found[key] for key in _Settings.model_fields if found.get(key) is not None}
-    settings = _Settings.parse(given, where=str(path))
     for key, only in (("peft_type", "LORA"), ("bias", "none")):
         if found.get(key, only) != only:
             raise UsageError(f"{path}: '{key}' is {found[key]!r}: only '{only}' is supported")
@@ -117,7 +114,8 @@ def _read_settings(folder: Path) -> _Settings:
             f"{path}: 'init_lora_weights' is {start!r}, which changes the model's own weights: "
             "save it with PEFT's path_initial_model_for_weight_conversion"
         )
-    return settings
+    given = {key: found[key] for key in _Settings.model_fields if found.get(key) is not None}
+    return _Settings.parse(given, where=str(path))
 
 
 def _read_sides(folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -76,6 +76,7 @@ class Adapters:
         """Within, row n of every batch uses the adapter ``names[n]``; None is the model itself."""
         wanted = [name for name in dict.fromkeys(names) if name is not None]
         rows_of = {name: [n for n, each in enumerate(names) if each == name] for name in wanted}
+        self._pass.n_rows = len(names)
         self._pass.groups = [
             (name, None if len(rows) == len(names) else self._index(rows))
             for name, rows in rows_of.items()
@@ -110,10 +111,12 @@ class _Pass:
     """What the products ask during a pass.
 
     Attributes:
+        n_rows: of the batch.
         groups: each adapter in use with the rows that use it; None is all of them.
     """
 
     def __init__(self) -> None:
+        self.n_rows = 0
         self.groups: list[tuple[str, Tensor | None]] = []
 
 
@@ -192,7 +195,9 @@ class _Product:
             if rows is None:
                 y += F.linear(F.linear(x, down), up)
             else:
-                y.index_add_(0, rows, F.linear(F.linear(x[rows], down), up))
+                # rows and positions may come flattened
+                x_rti, y_rto = (t.view(self._running.n_rows, -1, t.shape[-1]) for t in (x, y))
+                y_rto.index_add_(0, rows, F.linear(F.linear(x_rti[rows], down), up))
         return y
 
 
