@@ -202,7 +202,7 @@ class CompiledHead(nn.Module):
         if x.numel() > x.shape[-1]:
             result: Tensor = self.head(x)
             return result
-        return self._step(self._tensors, x)
+        return self._step(self._tensors, x.float())  # bf16 after a prompt, fp32 after a token
 
 
 @cache
