@@ -163,7 +163,8 @@ class Engine:
         """
         users = sum(row.request.adapter == name for row in self._rows.values())
         if users:
-            raise UsageError(f"{users} requests still use the adapter '{name}': wait for their end")
+            still = "1 request still uses" if users == 1 else f"{users} requests still use"
+            raise UsageError(f"{still} the adapter '{name}': wait for the end")
         self._runner.adapters.unload(name)
         self._queue.pool.forget()  # another one may come by the same name
 

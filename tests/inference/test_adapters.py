@@ -1,180 +1,286 @@
-"""LoRA adapters of single requests, held to PEFT on transformers."""
+"""Adapters: PEFT's texts, whatever runs beside them, and coming and going while others run."""
 
-import json
+import asyncio
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
-from tiny_engine import Build, greedy, run
-from transformers import AutoModelForCausalLM
+from adapter_folders import Peer
+from tiny_engine import Build, greedy, run, tiny_llama
 
 from puna.core.errors import UsageError
-from puna.formats import save_model
-from puna.inference import Engine, Generation, Request, Sampling, generate
+from puna.inference import AsyncEngine, Engine, EngineConfig, Request, Sampling, generate
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
 
-PRODUCTS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-PROMPTS = [[5, 6, 7], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49], [9]]
-N = 8
+N = 16
+PROMPTS = [[1, 2, 3], [*range(40, 70), 5], [7, 8, 9] * 6]
+SETTINGS: dict[str, dict[str, object]] = {
+    "plain": {},
+    "joined products": {"packed_copy": True},
+    "chunks and little room": {"chunk_tokens": 8, "cache_tokens": 192, "page_size": 4},
+    "speculation": {"speculation": 3},
+    "no prefix cache": {"prefix_cache": False},
+}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What PEFT computes for a prompt with one of its adapters."""
+
+    adapter: str | None
+    prompt: list[int]
+    ids: list[int]
+    logprobs: torch.Tensor
+
+    @property
+    def request(self) -> Request:
+        return Request(self.prompt, asked(N), adapter=self.adapter)
+
+
+def asked(n: int) -> Sampling:
+    return Sampling(max_new_tokens=n, logprobs=0, ignore_stop_tokens=True)
 
 
 @pytest.fixture(scope="module")
-def base_folder(
-    model: Llama, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "model"
-    save_model(folder, model, tokenizer)
-    return folder
+def peer(tmp_path_factory: pytest.TempPathFactory, model: Llama, tokenizer: Tokenizer) -> Peer:
+    return Peer(tmp_path_factory.mktemp("peer"), model, tokenizer)
 
 
 @pytest.fixture(scope="module")
-def adapters(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two adapters: one on every product, one of another rank on two of them, with rsLoRA."""
-    settings = {
-        "all": LoraConfig(r=4, lora_alpha=8, target_modules=PRODUCTS),
-        "some": LoraConfig(
-            r=3, lora_alpha=5, target_modules=["k_proj", "up_proj"], use_rslora=True
-        ),
+def folders(peer: Peer) -> dict[str, Path]:
+    """Three adapters: one on all projections, one on few with rsLoRA, one with patterns."""
+    patterns = {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {r"layers\.1\..*_proj": 3}}
+    few = {"target_modules": ["k_proj", "up_proj"], "use_rslora": True, "r": 3}
+    return {
+        "poet": peer.write("poet", 1),
+        "clerk": peer.write("clerk", 2, **few),
+        "cook": peer.write("cook", 3, layers_to_transform=[1], **patterns),
     }
-    folders = {}
-    for seed, (name, config) in enumerate(settings.items()):
-        torch.manual_seed(seed)
-        peer = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), config)
-        for key, parameter in peer.named_parameters():
-            if "lora_" in key:
-                parameter.data.normal_(0, 0.3)
-        folders[name] = tmp_path_factory.mktemp("adapters") / name
-        peer.save_pretrained(folders[name])
-    return folders
 
 
 @pytest.fixture(scope="module")
-def peer_texts(base_folder: Path, adapters: dict[str, Path]) -> dict[str | None, list[list[int]]]:
-    """Greedy text of the peer for each prompt, by adapter."""
-    found: dict[str | None, list[list[int]]] = {}
-    for name in (None, *adapters):
-        peer = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-        if name is not None:
-            peer = PeftModel.from_pretrained(peer, adapters[name])
-        found[name] = []
-        for prompt in PROMPTS:
-            ids = list(prompt)
-            for _ in range(N):
-                with torch.no_grad():
-                    ids.append(int(peer(torch.tensor([ids])).logits[0, -1].argmax()))
-            found[name].append(ids[len(prompt) :])
+def expected(peer: Peer, folders: dict[str, Path]) -> list[Expected]:
+    """Of each prompt with the model alone and with each adapter: all texts differ."""
+    found = []
+    for prompt in PROMPTS:
+        for name in (None, *folders):
+            folder = None if name is None else folders[name]
+            found.append(Expected(name, prompt, *peer.greedy(folder, prompt, N)))
+    assert len({tuple(each.ids) for each in found}) == len(found)
     return found
 
 
-def ask(engine: Engine, names: list[str | None]) -> list[Generation]:
-    sampling = Sampling(max_new_tokens=N)
-    return generate(
-        engine, [Request(prompt, sampling, adapter=name) for name in names for prompt in PROMPTS]
-    )
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"packed_copy": True}, {"packed_copy": True, "compile": True}, {"chunk_tokens": 8}],
-    ids=["shared", "joined", "compiled", "chunked"],
-)
-def test_rows_with_different_adapters_in_one_batch_write_the_peers_texts(
-    build: Build,
-    adapters: dict[str, Path],
-    peer_texts: dict[str | None, list[list[int]]],
-    settings: dict[str, object],
-) -> None:
-    engine = build(**settings)
-    for name, folder in adapters.items():
+def load_all(engine: Engine, folders: dict[str, Path]) -> Engine:
+    for name, folder in folders.items():
         engine.load_adapter(name, folder)
-    names = [None, *adapters]
-    together = [generation.ids for generation in ask(engine, names)]
-    assert together == [text for name in names for text in peer_texts[name]]
-    # Again, alone, from the prefix cache: pages of one adapter must not serve another.
-    for name in reversed(names):
-        assert [generation.ids for generation in ask(engine, [name])] == peer_texts[name]
-    assert peer_texts["all"] != peer_texts[None] != peer_texts["some"]
+    return engine
 
 
-def test_adapters_come_and_go_while_the_model_stays(
-    build: Build, adapters: dict[str, Path], peer_texts: dict[str | None, list[list[int]]]
+def assert_equal(engine: Engine, expected: list[Expected], batches: list[list[Expected]]) -> None:
+    """Sums of fp32 in another order: log-probabilities within 1e-4."""
+    assert sum(map(len, batches)) == len(expected)
+    for batch in batches:
+        texts = generate(engine, [each.request for each in batch])
+        for each, text in zip(batch, texts, strict=True):
+            assert text.ids == each.ids, each.adapter
+            ours = torch.tensor([entry.logprob for entry in text.logprobs])
+            torch.testing.assert_close(ours, each.logprobs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_texts_are_those_of_peft_alone_and_in_one_batch(
+    build: Build, folders: dict[str, Path], expected: list[Expected], name: str
+) -> None:
+    engine = load_all(build(**SETTINGS[name]), folders)
+    assert_equal(engine, expected, [[each] for each in expected])
+    assert_equal(engine, expected, [expected])
+    assert_equal(engine, expected, [expected[::-1]])
+
+
+def test_compiled_steps_give_way_to_adapters(
+    build: Build, folders: dict[str, Path], expected: list[Expected]
+) -> None:
+    engine = load_all(build(compile=True, packed_copy=True), folders)
+    assert_equal(engine, expected, [[each] for each in expected])
+    assert_equal(engine, expected, [expected])
+
+
+@pytest.mark.parametrize("packed_copy", [False, True])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+def test_adapters_on_rounded_weights_change_them_as_much(
+    build: Build, folders: dict[str, Path], peer: Peer, weights: str, packed_copy: bool
+) -> None:
+    """Of PEFT's tokens: how an adapter moves their log-probabilities, which is by nats."""
+    engine = load_all(build(weights=weights, packed_copy=packed_copy), folders)
+    for prompt in PROMPTS:
+        ids, with_adapter = peer.greedy(folders["poet"], prompt, N)
+        whole = [*prompt, *ids]
+
+        def ours(adapter: str | None, whole: list[int] = whole) -> torch.Tensor:
+            sampling = Sampling(max_new_tokens=1, prompt_logprobs=True)
+            (text,) = generate(engine, [Request(whole, sampling, adapter=adapter)])
+            assert text.prompt_logprobs is not None
+            entries = text.prompt_logprobs[-N:]
+            return torch.tensor([entry.logprob for entry in entries if entry is not None])
+
+        plain = (ours(None) - with_adapter).abs().mean()
+        adapted = (ours("poet") - with_adapter).abs().mean()
+        assert plain > 1
+        # the tiny model's logits are in the tens: rounding moves them by some hundredths of that
+        assert adapted < (0.15 if weights == "bf16" else 0.6)
+
+
+def test_what_the_cache_holds_of_one_adapter_is_not_another_s(
+    build: Build, folders: dict[str, Path], expected: list[Expected]
+) -> None:
+    engine = load_all(build(page_size=4), folders)
+    long = [each for each in expected if len(each.prompt) > 20]
+    assert_equal(engine, long, [[each] for each in long])
+    assert engine.stats().cached_tokens == 0
+    assert_equal(engine, long, [[each] for each in long])
+    assert engine.stats().cached_tokens > 0
+
+
+def test_adapters_come_and_go_while_others_run(
+    build: Build, folders: dict[str, Path], expected: list[Expected]
 ) -> None:
     engine = build()
-    engine.load_adapter("x", adapters["all"])
-    assert [g.ids for g in ask(engine, ["x"])] == peer_texts["all"]
-    with pytest.raises(UsageError, match="loaded already"):
-        engine.load_adapter("x", adapters["some"])
-    engine.unload_adapter("x")
-    engine.load_adapter("x", adapters["some"])
-    assert engine.adapters == ("x",)
-    assert [g.ids for g in ask(engine, ["x", None])] == peer_texts["some"] + peer_texts[None]
-    engine.unload_adapter("x")
-    with pytest.raises(UsageError, match="no adapter 'x'"):
-        ask(engine, ["x"])
+    engine.load_adapter("poet", folders["poet"])
+    by_name = {each.adapter: each for each in expected if each.prompt == PROMPTS[1]}
+    handles = {engine.submit(by_name[name].request): name for name in (None, "poet")}
+    found: dict[str | None, list[int]] = {name: [] for name in by_name}
+    for turn in range(N + 20):
+        if turn == 3:
+            engine.load_adapter("clerk", folders["clerk"])
+            handles[engine.submit(by_name["clerk"].request)] = "clerk"
+            with pytest.raises(UsageError, match="1 request still uses the adapter 'poet'"):
+                engine.unload_adapter("poet")
+        for handle, delta in engine.step():
+            found[handles[handle]].extend(delta.ids)
+    assert engine.idle
+    assert engine.adapters == ("poet", "clerk")
+    for name in (None, "poet", "clerk"):
+        assert found[name] == by_name[name].ids
+    engine.unload_adapter("poet")
+    assert engine.adapters == ("clerk",)
+    with pytest.raises(UsageError, match="no adapter 'poet' is loaded: there is clerk"):
+        engine.submit(by_name["poet"].request)
+    assert_equal(engine, [by_name["clerk"], by_name[None]], [[by_name["clerk"], by_name[None]]])
 
 
-def test_an_adapter_in_use_stays(build: Build, adapters: dict[str, Path]) -> None:
-    engine = build()
-    engine.load_adapter("x", adapters["some"])
-    request = Request([1, 2], Sampling(max_new_tokens=5), adapter="x")
-    handle = engine.submit(request)
-    with pytest.raises(UsageError, match="still use"):
-        engine.unload_adapter("x")
-    engine.cancel(handle)
-    engine.unload_adapter("x")
-    assert run(engine, [greedy([1, 2], 3)]) == [run(build(), [greedy([1, 2], 3)])[0]]
+def test_another_adapter_by_the_same_name_sees_nothing_of_the_first(
+    build: Build, folders: dict[str, Path], expected: list[Expected]
+) -> None:
+    engine = build(page_size=4)
+    for name in ("poet", "cook"):
+        engine.load_adapter("mine", folders[name])
+        for each in expected:
+            if each.adapter == name:
+                (ids,) = run(engine, [Request(each.prompt, asked(N), adapter="mine")])
+                assert ids == each.ids
+        engine.unload_adapter("mine")
+    assert engine.adapters == ()
 
 
-def test_adapters_stay_when_the_weights_are_replaced(
-    build: Build, model: Llama, adapters: dict[str, Path], peer_texts: dict[str | None, list]
+@pytest.mark.parametrize("packed_copy", [False, True])
+def test_new_weights_keep_the_adapters(
+    build: Build,
+    folders: dict[str, Path],
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    packed_copy: bool,
+) -> None:
+    other = tiny_llama(tokenizer.vocab_size, seed=4)
+    peer = Peer(tmp_path, other, tokenizer)
+    engine = load_all(build(packed_copy=packed_copy), folders)
+    engine.load_weights(other)
+    request = Request(PROMPTS[1], asked(N), adapter="poet")
+    assert run(engine, [request]) == [peer.greedy(folders["poet"], PROMPTS[1], N)[0]]
+    engine.unload_adapter("poet")
+    assert run(engine, [greedy(PROMPTS[1], N)]) == [peer.greedy(None, PROMPTS[1], N)[0]]
+
+
+def test_weights_that_adapters_leave_alone_are_read_as_before(
+    build: Build, folders: dict[str, Path]
 ) -> None:
     engine = build()
-    engine.load_adapter("x", adapters["all"])
-    engine.load_weights(model)
-    assert [g.ids for g in ask(engine, ["x"])] == peer_texts["all"]
+    before = engine.weight_bytes
+    names = list(engine.model.state_dict())
+    load_all(engine, folders)
+    assert (engine.weight_bytes, list(engine.model.state_dict())) == (before, names)
+
+
+def test_a_draft_model_without_the_adapter_does_not_change_its_texts(
+    build: Build, folders: dict[str, Path], expected: list[Expected], model: Llama
+) -> None:
+    engine = load_all(build(draft=model, speculation=3), folders)
+    assert_equal(engine, expected, [expected])
+
+
+def test_names_and_shapes_that_do_not_fit_are_explained(
+    build: Build, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    engine = build()
+    engine.load_adapter("poet", folders["poet"])
+    with pytest.raises(UsageError, match="an adapter 'poet' is loaded already: unload it first"):
+        engine.load_adapter("poet", folders["clerk"])
+    with pytest.raises(UsageError, match="no adapter 'clerk' is loaded: there is poet"):
+        engine.unload_adapter("clerk")
+    with pytest.raises(UsageError, match="no adapter 'clerk' is loaded"):
+        engine.submit(Request([1], adapter="clerk"))
+    with pytest.raises(UsageError, match=r"holds no adapter_config\.json"):
+        engine.load_adapter("none", tmp_path)
+    assert engine.adapters == ("poet",)
+    assert engine.idle
 
 
 @pytest.mark.parametrize(
-    ("change", "part"),
+    ("changes", "said"),
     [
-        ({"use_dora": True}, "'use_dora'"),
-        ({"bias": "all"}, "'bias'"),
-        ({"peft_type": "IA3"}, "'peft_type'"),
-        ({"r": 0}, "'r'"),
-        ({"r": 5}, "rank 5"),
-        ({"init_lora_weights": "pissa"}, "'init_lora_weights'"),
+        ({"ffn_dim": 48}, r"mlp\.\w+_proj is changed from .* the model has"),
+        ({"n_layers": 1}, r"the model has no model\.layers\.1\.\w+\.\w+_proj"),
     ],
 )
-def test_an_adapter_that_is_more_than_lora_is_refused(
-    build: Build, adapters: dict[str, Path], tmp_path: Path, change: dict[str, object], part: str
+def test_an_adapter_of_another_model_leaves_nothing_behind(
+    folders: dict[str, Path],
+    model: Llama,
+    tokenizer: Tokenizer,
+    changes: dict[str, Any],
+    said: str,
 ) -> None:
-    for item in adapters["all"].iterdir():
-        (tmp_path / item.name).write_bytes(item.read_bytes())
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UsageError, match=part):
-        build().load_adapter("x", tmp_path)
+    other = Llama(model.config.model_copy(update=changes))
+    other.init_weights(seed=1)
+    engine = Engine(other, tokenizer, EngineConfig(weights="fp32", cache_tokens=512))
+    before = run(engine, [greedy([1, 2], 8)])
+    with pytest.raises(UsageError, match=said):
+        engine.load_adapter("poet", folders["poet"])
+    assert engine.adapters == ()
+    assert run(engine, [greedy([1, 2], 8)]) == before
 
 
-def test_an_adapter_of_another_shape_a_pickle_and_an_empty_folder_are_refused(
-    build: Build, adapters: dict[str, Path], tmp_path: Path
+def test_the_worker_loads_and_unloads_between_steps(
+    build: Build, folders: dict[str, Path], expected: list[Expected], tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"adapter_config\.json"):
-        build().load_adapter("x", tmp_path)
-    (tmp_path / "adapter_config.json").write_bytes(
-        (adapters["all"] / "adapter_config.json").read_bytes()
-    )
-    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(UsageError, match="pickle"):
-        build().load_adapter("x", tmp_path)
-    tensors = load_file(adapters["all"] / "adapter_model.safetensors")
-    wide = {
-        name: torch.cat((tensor, tensor), 1) if ".lora_A." in name else tensor
-        for name, tensor in tensors.items()
-    }
-    save_file(wide, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UsageError, match="made for it"):
-        build().load_adapter("x", tmp_path)
+    shutil.copytree(folders["poet"], tmp_path / "poet")
+
+    async def use(worker: AsyncEngine) -> None:
+        await worker.load_adapter("poet", tmp_path / "poet")
+        shutil.rmtree(tmp_path / "poet")  # what is loaded needs its files no more
+        for each in expected:
+            if each.adapter in (None, "poet"):
+                answer = await worker.submit(each.request)
+                assert [i async for delta in answer for i in delta.ids] == each.ids
+        await worker.unload_adapter("poet")
+        with pytest.raises(UsageError, match="no adapter 'poet'"):
+            await worker.unload_adapter("poet")
+
+    worker = AsyncEngine(build())
+    worker.start()
+    try:
+        asyncio.run(use(worker))
+    finally:
+        worker.close()
