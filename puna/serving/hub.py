@@ -90,12 +90,12 @@ class Hub:
         )
 
     async def unload_adapter(self, name: str) -> None:
-        """Serve ``name`` no more; raises `UsageError` when it is no adapter."""
+        """Serve ``name`` no more; raises `UsageError` when it is no adapter, or in use."""
         served = self._served.get(name)
         if served is None or served.adapter is None:
             raise UsageError(f"no adapter '{name[:100]}' is loaded")
-        del self._served[name]  # first, so that no new request can name it
-        await served.engine.unload_adapter(name)
+        await served.engine.unload_adapter(name)  # first: one in use goes on being served
+        del self._served[name]
 
 
 def warm_up(engine: Engine) -> None:

@@ -1,39 +1,42 @@
+import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from serving_helpers import router
+from safetensors.torch import save_file
+from serving_helpers import router, slow_down
 
 from puna.core.errors import UsageError
-from puna.inference import AsyncEngine, Engine
+from puna.inference import Engine, Request, Sampling
 from puna.serving import ApiError, Hub, ServeConfig, create_app
 from puna.serving.auth import KeyFile
 from puna.serving.hub import warm_up
 
 ASK = {"prompt": [1, 2, 3]}
+LOCAL = "http://127.0.0.1"
 
 
-class Loaded(dict[str, Path]):
-    """Adapters that the engine was told to load: what `Hub` asks for, without weights."""
+def write_adapter(folder: Path) -> None:
+    """An adapter of the tiny model, on the values of its first layer."""
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(1)
+    prefix = "base_model.model.model.layers.0.self_attn.v_proj"
+    shapes = {"lora_A": (2, 32), "lora_B": (16, 2)}
+    tensors = {
+        f"{prefix}.{side}.weight": torch.randn(shape, generator=generator)
+        for side, shape in shapes.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
-    adapters = Loaded()
-
-    async def load(engine: AsyncEngine, name: str, folder: Path) -> None:
-        if not (folder / "adapter_config.json").exists():
-            raise UsageError(f"{folder} holds no adapter")
-        adapters[name] = folder
-
-    async def unload(engine: AsyncEngine, name: str) -> None:
-        del adapters[name]
-
-    monkeypatch.setattr(AsyncEngine, "load_adapter", load, raising=False)
-    monkeypatch.setattr(AsyncEngine, "unload_adapter", unload, raising=False)
-    return adapters
+def loaded(hub: Hub) -> set[str]:
+    return {name for model in hub.models() for name in model.engine.engine.adapters}
 
 
 @pytest.fixture
@@ -48,8 +51,7 @@ def two(new_engine: Callable[..., Engine]) -> Iterator[Hub]:
 def folder(tmp_path: Path) -> Path:
     """A folder of adapters, with "poet" in it and another one outside of it."""
     for name in ("adapters/poet", "outside"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "adapter_config.json").write_text("{}")
+        write_adapter(tmp_path / name)
     (tmp_path / "adapters" / "empty").mkdir()
     return tmp_path / "adapters"
 
@@ -93,11 +95,7 @@ def test_warming_up_leaves_nothing_behind(new_engine: Callable[..., Engine]) -> 
     assert engine.stats().generated_tokens == 9
 
 
-def test_an_adapter_is_served_by_its_name_on_the_model_it_names(
-    two: Hub, loaded: Loaded, folder: Path
-) -> None:
-    import asyncio
-
+def test_an_adapter_is_served_by_its_name_on_the_model_it_names(two: Hub, folder: Path) -> None:
     asyncio.run(two.load_adapter("poet", folder / "poet", "other"))
     served = two.get("poet")
     assert (served.adapter, served.engine) == ("poet", two.get("other").engine)
@@ -107,20 +105,20 @@ def test_an_adapter_is_served_by_its_name_on_the_model_it_names(
         asyncio.run(two.load_adapter("tiny", folder / "poet"))
     asyncio.run(two.unload_adapter("poet"))
     assert two.names() == ["tiny", "other"]
-    assert loaded == {}
+    assert loaded(two) == set()
     for name in ("poet", "tiny"):
         with pytest.raises(UsageError, match=f"no adapter '{name}'"):
             asyncio.run(two.unload_adapter(name))
 
 
 def test_an_admin_loads_and_unloads_adapters_while_the_server_runs(
-    admin: tuple[TestClient, dict[str, dict[str, str]]], loaded: Loaded, folder: Path
+    admin: tuple[TestClient, dict[str, dict[str, str]]], two: Hub, folder: Path
 ) -> None:
     client, headers = admin
     wanted = {"lora_name": "poet", "lora_path": "poet"}
     answer = client.post("/v1/load_lora_adapter", json=wanted, headers=headers["admin"])
     assert answer.status_code == 200
-    assert loaded == {"poet": folder / "poet"}
+    assert loaded(two) == {"poet"}
     names = client.get("/v1/models", headers=headers["user"]).json()["data"]
     assert [model["id"] for model in names] == ["tiny", "other", "poet"]
     whole = {"lora_name": "poet2", "lora_path": str(folder / "poet")}
@@ -128,11 +126,43 @@ def test_an_admin_loads_and_unloads_adapters_while_the_server_runs(
     assert answer.status_code == 200
     answer = client.post("/v1/unload_lora_adapter", json=wanted, headers=headers["admin"])
     assert answer.status_code == 200
-    assert set(loaded) == {"poet2"}
+    assert loaded(two) == {"poet2"}
+
+
+def test_a_text_by_an_adapter_s_name_is_the_adapter_s(two: Hub, folder: Path) -> None:
+    asyncio.run(two.load_adapter("poet", folder / "poet"))
+    client = TestClient(create_app(two, ServeConfig(log_requests=False)), base_url=LOCAL)
+    ask = {"prompt": [1, 2, 3], "max_tokens": 12, "temperature": 0}
+
+    def text(name: str) -> str:
+        answer = client.post("/v1/completions", json=ask | {"model": name})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["choices"][0]["text"])
+
+    assert text("poet") == text("poet") != text("tiny") == text("other")
+    asyncio.run(two.unload_adapter("poet"))
+    assert client.post("/v1/completions", json=ask | {"model": "poet"}).status_code == 404
+
+
+def test_an_adapter_in_use_stays_served(two: Hub, folder: Path) -> None:
+    async def use() -> None:
+        await two.load_adapter("poet", folder / "poet")
+        engine = two.get("poet").engine
+        slow_down(engine.engine, 0.01)
+        sampling = Sampling(max_new_tokens=200, ignore_stop_tokens=True)
+        answer = await engine.submit(Request([1, 2, 3], sampling, adapter="poet"))
+        with pytest.raises(UsageError, match="1 request still uses the adapter 'poet'"):
+            await two.unload_adapter("poet")
+        assert two.get("poet").engine is engine
+        answer.close()
+        await two.unload_adapter("poet")
+
+    asyncio.run(use())
+    assert two.names() == ["tiny", "other"]
 
 
 def test_other_keys_may_not_touch_adapters(
-    admin: tuple[TestClient, dict[str, dict[str, str]]], loaded: Loaded
+    admin: tuple[TestClient, dict[str, dict[str, str]]], two: Hub
 ) -> None:
     client, headers = admin
     wanted = {"lora_name": "poet", "lora_path": "poet"}
@@ -140,7 +170,7 @@ def test_other_keys_may_not_touch_adapters(
         answer = client.post(f"/v1/{path}_lora_adapter", json=wanted, headers=headers["user"])
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "admin_key_needed")
         assert client.post(f"/v1/{path}_lora_adapter", json=wanted).status_code == 401
-    assert loaded == {}
+    assert loaded(two) == set()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +178,7 @@ def test_other_keys_may_not_touch_adapters(
 )
 def test_only_adapters_below_the_folder_can_be_loaded(
     admin: tuple[TestClient, dict[str, dict[str, str]]],
-    loaded: Loaded,
+    two: Hub,
     folder: Path,
     tmp_path: Path,
     path: str,
@@ -159,7 +189,7 @@ def test_only_adapters_below_the_folder_can_be_loaded(
         wanted = {"lora_name": "x", "lora_path": each.replace("{outside}", str(tmp_path))}
         answer = client.post("/v1/load_lora_adapter", json=wanted, headers=headers["admin"])
         assert answer.status_code == 400, each
-    assert loaded == {}
+    assert loaded(two) == set()
 
 
 def test_without_the_folder_there_is_no_such_endpoint(app: FastAPI) -> None:
