@@ -22,15 +22,17 @@ def model(tokenizer: Tokenizer) -> Llama:
     size = {"vocab_size": tokenizer.vocab_size, "context": 256}
     built = Llama(LlamaConfig.parse(fields | size, where="test"))
     built.init_weights(seed=5)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in built.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return built
 
 
-@pytest.mark.parametrize("cache_weights", ["auto", "int8"])
+# fp32 rounding differs by 1e-5; it may tip an int8 entry to the next step, of 1/127 of its head
+@pytest.mark.parametrize(("cache_weights", "tolerance"), [("auto", 1e-4), ("int8", 1e-2)])
 def test_compiled_text_equals_the_plain_one_for_all_numbers_of_rows_and_positions(
-    model: Llama, tokenizer: Tokenizer, cache_weights: str
+    model: Llama, tokenizer: Tokenizer, cache_weights: str, tolerance: float
 ) -> None:
     shared = {"cache_tokens": 4096, "cache_weights": cache_weights, "weights": "fp32"}
     plain = Engine(model, tokenizer, EngineConfig.parse(shared, where="test"))
@@ -47,7 +49,7 @@ def test_compiled_text_equals_the_plain_one_for_all_numbers_of_rows_and_position
         ):
             assert ours.ids == theirs.ids
             for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
-                assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+                assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
