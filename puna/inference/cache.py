@@ -13,8 +13,6 @@ from puna.inference.pages import SCRATCH
 from puna.model import LlamaConfig, additive
 
 INT8_STEPS = 127
-
-
 AttendOne = Callable[..., Tensor]
 
 
@@ -129,7 +127,7 @@ class PagedStore:
         heads = (n_pages * page_size, config.n_kv_heads)
 
         def entries() -> Tensor:
-            store = _zeros((*heads, config.head_dim), dtype, torch.device(device))
+            store = _zeros((*heads, config.head_dim), dtype, device)
             torch._dynamo.mark_static(store)  # else compiled code takes its sizes for variable
             return store
 
@@ -181,7 +179,6 @@ class PagedStore:
             # Not contiguous: else the compiler puts positions, not the head's numbers, in vectors.
             # 7, since it takes a stride equal to another size for that size.
             seen = slots_seen[..., None].repeat(1, 1, 7)[..., 0]
-            torch._dynamo.mark_dynamic(seen, 1)
         mask = None if one else self._mask(steps[None] if fresh else positions, fresh, span, dtype)
         view = PagedView(
             slots=slots.to(self.device),

@@ -72,6 +72,7 @@ def _stores(layer: PagedLayer) -> tuple[Tensor | None, ...]:
 
 
 def _layer(
+    # as `_stores` gives them: one token of each row needs no more
     keys: Tensor,
     values: Tensor,
     key_scale: Tensor | None,
@@ -80,7 +81,16 @@ def _layer(
     seen: Tensor,
     lengths: Tensor,
 ) -> PagedLayer:
-    view = PagedView(slots, None, seen, lengths, None, 0, 0, attend_one)
+    view = PagedView(
+        slots=slots,
+        table=None,
+        seen=seen,
+        lengths=lengths,
+        mask=None,
+        before=0,
+        page_size=0,
+        attend_one=attend_one,
+    )
     return PagedLayer(keys, values, key_scale, value_scale, view)
 
 

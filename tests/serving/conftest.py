@@ -8,12 +8,11 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 from fastapi import FastAPI
-from serving_helpers import Running, Serve
+from serving_helpers import Running, Serve, noisy_llama
 
 from puna.inference import Engine, EngineConfig
-from puna.model import Llama, LlamaConfig
+from puna.model import Llama
 from puna.serving import Hub, ServeConfig, create_app
 from puna.serving.lifecycle import listen, new_server
 from puna.tokenizer import Tokenizer
@@ -33,22 +32,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def llama(tokenizer: Tokenizer) -> Llama:
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        ffn_dim=48,
-        context=CONTEXT,
-    )
-    model = Llama(config)
-    model.init_weights(seed=5)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():  # random text instead of one token again and again
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return noisy_llama(tokenizer.vocab_size, CONTEXT, seed=5)
 
 
 @pytest.fixture

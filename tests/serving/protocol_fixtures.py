@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-import torch
 from protocol_api import CONTEXT, MODEL, Api
-from serving_helpers import Serve
+from serving_helpers import Serve, noisy_llama
 
 from puna.inference import Engine, EngineConfig
-from puna.model import Llama, LlamaConfig
+from puna.model import Llama
 from puna.serving import Hub, ServeConfig, create_app
 from puna.tokenizer import Tokenizer
 
@@ -17,22 +16,7 @@ from puna.tokenizer import Tokenizer
 @pytest.fixture(scope="session")
 def roomy(tokenizer: Tokenizer) -> Llama:
     """Random weights: text is noise, so only what the protocol promises can be tested."""
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        ffn_dim=48,
-        context=CONTEXT,
-    )
-    model = Llama(config)
-    model.init_weights(seed=6)
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
+    return noisy_llama(tokenizer.vocab_size, CONTEXT, seed=6)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,32 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from puna.inference import Delta, Engine, Request, Sampling
+from puna.model import Llama, LlamaConfig
 from puna.serving.call import Call, call_of
 from puna.serving.errors import ApiError
 from puna.serving.lifecycle import Server
 
 router = APIRouter()
+
+
+def noisy_llama(vocab_size: int, context: int, seed: int) -> Llama:
+    """A tiny model whose text is noise, not one token again and again."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_dim=48,
+        context=context,
+    )
+    model = Llama(config)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
 
 
 class Ask(BaseModel):
