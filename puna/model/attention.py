@@ -12,15 +12,18 @@ from puna.model.rope import apply_rope
 PLAIN_POSITIONS = 512
 
 
-def document_mask(documents_bt: Tensor) -> Tensor:
+def document_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> Tensor:
     """Causal mask that also stops at document borders: (batch, 1, time, time), True = may attend.
 
-    Padding (document -1) attends within itself, so no row of the mask is empty.
+    Padding (document -1) attends within itself, so no row of the mask is empty. ``prefixes_bt``
+    names one document more that each token reads, an earlier one that its own goes on from.
     """
     length = documents_bt.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=documents_bt.device).tril()
-    same = documents_bt[:, :, None] == documents_bt[:, None, :]
-    return (same & causal)[:, None]
+    seen = documents_bt[:, :, None] == documents_bt[:, None, :]
+    if prefixes_bt is not None:
+        seen |= prefixes_bt[:, :, None] == documents_bt[:, None, :]
+    return (seen & causal)[:, None]
 
 
 def plain_is_faster(x_btd: Tensor) -> bool:

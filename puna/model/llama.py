@@ -134,17 +134,21 @@ class Llama(nn.Module):
         *,
         positions_bt: Tensor | None = None,
         documents_bt: Tensor | None = None,
+        prefixes_bt: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Final hidden states (batch, time, dim), before the head; arguments as in `forward`."""
-        if positions_bt is None:
-            positions_bt = torch.arange(ids_bt.shape[1], device=ids_bt.device).expand_as(ids_bt)
-        if ids_bt.shape[1] > self.config.context:
+        length = ids_bt.shape[1]
+        if length > self.config.context and positions_bt is not None:
+            length = int(positions_bt.max()) + 1  # a long row of documents that each fit
+        if length > self.config.context:
             raise UsageError(
-                f"{ids_bt.shape[1]} tokens do not fit this model's context of "
+                f"{length} tokens do not fit this model's context of "
                 f"{self.config.context}: shorten the input"
             )
-        mask = None if documents_bt is None else document_mask(documents_bt)
+        if positions_bt is None:
+            positions_bt = torch.arange(length, device=ids_bt.device).expand_as(ids_bt)
+        mask = None if documents_bt is None else document_mask(documents_bt, prefixes_bt)
         x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
         if cache is None and plain_is_faster(x_btd):
             one_document = torch.zeros_like(ids_bt[:1])
@@ -163,6 +167,7 @@ class Llama(nn.Module):
         *,
         positions_bt: Tensor | None = None,
         documents_bt: Tensor | None = None,
+        prefixes_bt: Tensor | None = None,
         cache: Cache | None = None,
     ) -> Tensor:
         """Logits (batch, time, vocab_size) of the token after each position.
@@ -172,9 +177,15 @@ class Llama(nn.Module):
             positions_bt: position of each token in its document; default 0, 1, 2, ...
             documents_bt: number of each token's document, for packed rows: tokens attend within
                 their document only. Padding is -1.
+            prefixes_bt: with ``documents_bt``, the number of a document before its own that each
+                token reads too, such as the prompt that several answers share; else its own.
             cache: keys and values of earlier calls, and where those of this call go.
         """
         hidden = self.hidden(
-            ids_bt, positions_bt=positions_bt, documents_bt=documents_bt, cache=cache
+            ids_bt,
+            positions_bt=positions_bt,
+            documents_bt=documents_bt,
+            prefixes_bt=prefixes_bt,
+            cache=cache,
         )
         return F.linear(hidden, self.head_weight().to(hidden.dtype))

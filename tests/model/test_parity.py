@@ -120,6 +120,33 @@ def test_packed_documents_equal_the_peers_on_each_document_alone(shape: str) -> 
     assert_equal(packed, torch.cat(alone, dim=1))
 
 
+@pytest.mark.parametrize("shape", ["grouped", "tied"])
+@torch.inference_mode()
+def test_answers_that_share_a_prompt_in_one_row_equal_the_peers_on_each_alone(shape: str) -> None:
+    model = build(**SHAPES[shape], context=20)  # fewer than the row holds, enough for each
+    lengths = [11, 5, 7, 6, 9]  # a prompt with two answers, a prompt with one
+    ids = random_ids(1, sum(lengths))
+    counts = torch.tensor(lengths)
+    starts = [0, 11, 11, 0, 6]
+    row = model(
+        ids,
+        positions_bt=torch.cat([s + torch.arange(n) for s, n in zip(starts, lengths, strict=True)])[
+            None
+        ],
+        documents_bt=torch.repeat_interleave(torch.arange(5), counts)[None],
+        prefixes_bt=torch.repeat_interleave(torch.tensor([0, 0, 0, 3, 3]), counts)[None],
+    )
+    peer = peer_of(model)
+    parts = ids.split(lengths, dim=1)
+    for answer, prompt, places in (
+        (1, 0, row[:, 11:16]),
+        (2, 0, row[:, 16:23]),
+        (4, 3, row[:, 29:]),
+    ):
+        alone = peer(torch.cat([parts[prompt], parts[answer]], dim=1)).logits
+        assert_equal(places, alone[:, lengths[prompt] :])
+
+
 @pytest.mark.parametrize("shape", ["grouped", "multi-query", "scaled"])
 @torch.inference_mode()
 def test_logits_with_a_cache_equal_the_peers_without(shape: str) -> None:
