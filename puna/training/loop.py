@@ -40,6 +40,8 @@ class Outcome:
 
 Objective = Callable[[Llama, Any], Outcome]
 Source = Callable[[int], list[Any]]
+AfterStep = Callable[[int, Llama], None]
+"""Called with the number of steps done, and the model as it stands then."""
 
 
 @dataclass
@@ -104,6 +106,7 @@ def train(
     *,
     stage: str = "train",
     attended: int = 0,
+    after_step: AfterStep | None = None,
 ) -> Progress:
     """Train ``model`` in place, going on from the newest checkpoint below ``checkpoints``.
 
@@ -114,6 +117,8 @@ def train(
         events: receives ``train_resume``, ``train_step`` and ``checkpoint`` events.
         stage: named in the events.
         attended: mean number of positions a token attends to, for the FLOP count behind MFU.
+        after_step: called after every step, outside its time, e.g. to validate; it must leave the
+            weights and torch's random state as they are, or a resumed run would differ.
 
     Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
     finite.
@@ -154,6 +159,8 @@ def train(
                     left_s=(config.steps - at.step) * window.seconds / window.steps,
                 )
                 window = _Window()
+            if after_step is not None and not stop_asked.made:
+                after_step(at.step, model)
             if at.step % config.checkpoint_every == 0 or last or stop_asked.made:
                 checkpoint.save(checkpoints, model, optimizers, at)
                 events.emit("checkpoint", stage=stage, step=at.step)

@@ -2,6 +2,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ def test_ctrl_c_saves_the_step_in_hand(
         run(new_model(), rows, loop, tmp_path, interrupted)
     assert (tmp_path / f"step-0000000{moment}").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_hook_sees_every_step_with_the_weights_it_left(
+    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, torch.Tensor]] = []
+
+    def look(step: int, model: Llama) -> None:
+        seen.append((step, weights(model)[0]))
+
+    source = RowSource(rows, seed=5, config=loop)
+    model = new_model()
+    train(model, next_token, source, loop, tmp_path, EventLog(), after_step=look)
+    assert [step for step, _ in seen] == list(range(1, 9))
+    assert torch.equal(seen[-1][1], weights(model)[0])
+    assert not any(torch.equal(a[1], b[1]) for a, b in pairwise(seen))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(
