@@ -1,0 +1,97 @@
+"""From rewards to advantages: how much better an answer or a token did than expected.
+
+Pure functions of tensors. Masks are True at tokens the policy chose; other positions (prompt,
+padding, a tool's output) hold 0 and are passed over as if absent.
+"""
+
+import torch
+from torch import Tensor
+
+_LEAST_VARIANCE = 1e-8  # keeps whitening finite where all values are equal
+_LEAST_SPREAD = 1e-4  # so that a group of equal rewards gives 0, not a magnified rounding error
+
+
+def returns_to_go(
+    rewards_bt: Tensor, mask_bt: Tensor, discount: float = 1.0, bootstrap_b: Tensor | None = None
+) -> Tensor:
+    """Discounted sum of the rewards from each token on, (rows, time).
+
+    Args:
+        rewards_bt: reward of each chosen token.
+        mask_bt: True at chosen tokens.
+        discount: factor a token later.
+        bootstrap_b: value of the state after the last token, for answers cut off; 0 by default.
+    """
+    returns = torch.zeros_like(rewards_bt)
+    later = _start(rewards_bt, bootstrap_b)
+    for t in reversed(range(rewards_bt.shape[1])):
+        here = rewards_bt[:, t] + discount * later
+        later = torch.where(mask_bt[:, t], here, later)
+        returns[:, t] = here * mask_bt[:, t]
+    return returns
+
+
+def gae(
+    rewards_bt: Tensor,
+    values_bt: Tensor,
+    mask_bt: Tensor,
+    discount: float,
+    decay: float,
+    bootstrap_b: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
+
+    With ``decay`` (lambda) 0 the advantage is the error of one step, r + discount * V' - V; with 1
+    it is `returns_to_go` less the values. Added to the values it gives their targets.
+
+    Args:
+        rewards_bt, mask_bt, discount, bootstrap_b: as for `returns_to_go`.
+        values_bt: value of the state in which each token was chosen.
+        decay: how far errors of later tokens count.
+    """
+    advantages = torch.zeros_like(rewards_bt)
+    next_value = _start(rewards_bt, bootstrap_b)
+    later = torch.zeros_like(next_value)
+    for t in reversed(range(rewards_bt.shape[1])):
+        chosen = mask_bt[:, t]
+        error = rewards_bt[:, t] + discount * next_value - values_bt[:, t]
+        later = torch.where(chosen, error + discount * decay * later, later)
+        next_value = torch.where(chosen, values_bt[:, t], next_value)
+        advantages[:, t] = later * chosen
+    return advantages
+
+
+def whiten(values_bt: Tensor, mask_bt: Tensor) -> Tensor:
+    """Values shifted to mean 0 and scaled to variance 1 over the masked positions; 0 elsewhere."""
+    count = mask_bt.sum().clamp(min=1)
+    centred = (values_bt - (values_bt * mask_bt).sum() / count) * mask_bt
+    variance = centred.square().sum() / count
+    return centred * torch.rsqrt(variance + _LEAST_VARIANCE)
+
+
+def group_advantages(rewards_pk: Tensor, *, scale: bool = True) -> Tensor:
+    """GRPO: each reward against the mean of its prompt's answers (Shao et al., arXiv 2402.03300).
+
+    Args:
+        rewards_pk: (prompts, answers of each).
+        scale: whether to divide by the group's standard deviation, as the paper does; without,
+            easy and hard prompts weigh no more than others (Liu et al., arXiv 2503.20783).
+    """
+    centred = rewards_pk - rewards_pk.mean(1, keepdim=True)
+    if not scale:
+        return centred
+    spread = centred.square().mean(1, keepdim=True).sqrt()
+    return centred / (spread + _LEAST_SPREAD)
+
+
+def leave_one_out_advantages(rewards_pk: Tensor) -> Tensor:
+    """RLOO: each reward less the mean of the prompt's other answers (arXiv 2402.14740, section 2).
+
+    ``rewards_pk`` is (prompts, answers of each), with two answers or more.
+    """
+    n_answers = rewards_pk.shape[1]
+    return (rewards_pk - rewards_pk.mean(1, keepdim=True)) * (n_answers / (n_answers - 1))
+
+
+def _start(rewards_bt: Tensor, bootstrap_b: Tensor | None) -> Tensor:
+    return torch.zeros_like(rewards_bt[:, 0]) if bootstrap_b is None else bootstrap_b
