@@ -2,172 +2,134 @@
 
 Beta 0.1; header and end-of-turn tokens, common to both answers, are masked out of the preference
 loss; a negative log-likelihood of the chosen answer, weighted 0.2, keeps its probability from
-falling. The reference is frozen, so its log-probabilities are computed once and kept.
+falling. The reference is frozen, so its log-probabilities are computed once and kept. Other losses
+on the same log-probabilities are a word in the configuration.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Self
+from dataclasses import dataclass
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from puna.alignment.losses import dpo_loss
+from puna.alignment.losses import dpo_loss, hinge_loss, ipo_loss
+from puna.alignment.pairs import AnswerBatch, Comparison, lay_out
 from puna.core.config import Config
-from puna.core.errors import UsageError
-from puna.core.files import new_folder
-from puna.model import IGNORED, Llama, token_logprobs
-from puna.tokenizer import ChatTokens, Message, Tokenizer
+from puna.model import Llama
 from puna.training import Outcome
-
-_SCORED_AT_ONCE = 64  # pairs in one forward pass of the reference
 
 
 class DPOConfig(Config):
     """The knobs of DPO itself."""
 
+    loss: Literal["dpo", "ipo", "hinge"] = "dpo"
+    """What is made of the margin: the logistic loss, IPO's square, or a hinge."""
     beta: float = Field(default=0.1, gt=0)
-    """Weight of the implicit KL penalty to the reference."""
+    """Weight of the implicit KL penalty to the reference. IPO's tau."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs assumed to be labelled the wrong way round (conservative DPO)."""
+    length_normalised: bool = False
+    """Compare log-probabilities per token, so that length is no merit; beta is then larger, 5."""
     nll_weight: float = Field(default=0.2, ge=0)
     """Weight of the chosen answer's negative log-likelihood per token."""
+    share_prompt: bool = True
+    """Compute the prompt once for both answers; the numbers are the same."""
+    pack_rows: bool = True
+    """Lay several pairs into a row, where they fit; the numbers are the same."""
 
-
-@dataclass(frozen=True)
-class PairTokens:
-    """A prompt with its chosen and its rejected answer, as tokens."""
-
-    chosen: ChatTokens
-    rejected: ChatTokens
+    @model_validator(mode="after")
+    def _smoothing_is_of_dpo(self) -> Self:
+        if self.label_smoothing and self.loss != "dpo":
+            raise ValueError(f"label_smoothing is for the loss dpo, not {self.loss}: set it to 0")
+        return self
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs as rows: the chosen answers in the first half, the rejected in the second."""
+    """Pairs in rows, and what their reference says of them."""
 
-    ids: Tensor
-    """(2 * pairs, time) int64, padded at the end."""
-    content_labels: Tensor
-    """Next tokens of the answers' text; `IGNORED` elsewhere, end-of-turn included."""
-    trained_labels: Tensor
-    """Next tokens of the chosen answers with their end-of-turn; (pairs, time)."""
+    answers: AnswerBatch
+    """Chosen and rejected in turn."""
     reference: Tensor
-    """Summed log-probabilities of the answers' text under the reference; (2 * pairs,)."""
-    n_tokens: int
-    """Tokens that are not padding."""
+    """Summed log-probabilities of the answers' text under the reference: (pairs, 2) fp32."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions that are not padding."""
+        return self.answers.n_tokens
 
     def to(self, device: torch.device) -> Self:
-        moved = ("ids", "content_labels", "trained_labels", "reference")
-        return replace(self, **{name: getattr(self, name).to(device) for name in moved})
-
-
-def encode_pair(
-    tokenizer: Tokenizer,
-    prompt: Sequence[Message],
-    chosen: str,
-    rejected: str,
-    max_tokens: int,
-    where: str,
-) -> PairTokens:
-    """Tokens of both conversations; `UsageError` naming ``where`` when one exceeds the limit."""
-    sides = []
-    for answer in (chosen, rejected):
-        tokens = tokenizer.chat.encode(tokenizer, [*prompt, Message("assistant", answer)])
-        if len(tokens.ids) > max_tokens:
-            raise UsageError(
-                f"{where}: {len(tokens.ids)} tokens exceed the row length of {max_tokens}: "
-                "shorten the pair or raise row_length"
-            )
-        # Only the last answer differs: earlier ones in the prompt carry no preference.
-        sides.append(tokens.last_answer())
-    return PairTokens(*sides)
-
-
-def _labels(tokens: ChatTokens, flags: list[bool], width: int) -> list[int]:
-    """Next-token labels where the next token is flagged, padded to ``width``."""
-    shifted = [i if f else IGNORED for i, f in zip(tokens.ids[1:], flags[1:], strict=True)]
-    return shifted + [IGNORED] * (width - len(shifted))
-
-
-def collate(pairs: Sequence[PairTokens], reference_p2: np.ndarray) -> PairBatch:
-    """Rows of a batch of pairs with the reference's (pairs, 2) log-probabilities."""
-    sides = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    width = max(len(side.ids) for side in sides)
-    padded = [side.ids + [0] * (width - len(side.ids)) for side in sides]
-    return PairBatch(
-        ids=torch.tensor(padded),
-        content_labels=torch.tensor([_labels(s, s.content, width) for s in sides]),
-        trained_labels=torch.tensor([_labels(p.chosen, p.chosen.trained, width) for p in pairs]),
-        reference=torch.from_numpy(reference_p2.T.reshape(-1).astype(np.float32)),
-        n_tokens=sum(len(side.ids) for side in sides),
-    )
-
-
-def _answer_logprobs(model: Llama, hidden_btd: Tensor, labels_bt: Tensor) -> Tensor:
-    return token_logprobs(hidden_btd, model.head_weight(), labels_bt).sum(1)
-
-
-@torch.inference_mode()
-def reference_logprobs(model: Llama, pairs: Sequence[PairTokens], kept: Path) -> np.ndarray:
-    """Log-probabilities of both answers of each pair under ``model``: (pairs, 2) fp32.
-
-    They are computed once: ``kept`` is the folder they are saved in and read from. The caller
-    gives another folder for other data or other weights.
-    """
-    path = kept / "reference.npy"
-    if path.exists():
-        found: np.ndarray = np.load(path, allow_pickle=False)
-        if found.shape == (len(pairs), 2):
-            return found
-    result = np.zeros((len(pairs), 2), np.float32)
-    for start in range(0, len(pairs), _SCORED_AT_ONCE):
-        part = pairs[start : start + _SCORED_AT_ONCE]
-        batch = collate(part, np.zeros((len(part), 2), np.float32)).to(model.device)
-        sums = _answer_logprobs(model, model.hidden(batch.ids), batch.content_labels)
-        result[start : start + len(part)] = sums.view(2, -1).T.float().cpu().numpy()
-    with new_folder(kept) as folder:
-        np.save(folder / "reference.npy", result)
-    return result
+        return type(self)(self.answers.to(device), self.reference.to(device))
 
 
 @dataclass(frozen=True)
 class PairRows:
-    """Pairs with the reference's (pairs, 2) log-probabilities, a pair a row."""
+    """Pairs to learn from, for `puna.training.RowSource`: its rows are pairs."""
 
-    pairs: Sequence[PairTokens]
+    pairs: Sequence[Comparison]
     reference: np.ndarray
+    """The reference's log-probabilities of both answers: (pairs, 2)."""
+    config: DPOConfig
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def rows(self, indices: np.ndarray) -> PairBatch:
         """The batch of these pairs."""
-        return collate([self.pairs[index] for index in indices], self.reference[indices])
+        answers = lay_out(
+            [self.pairs[index] for index in indices],
+            share_prompt=self.config.share_prompt,
+            pack_rows=self.config.pack_rows,
+        )
+        reference = self.reference[indices].astype(np.float32)
+        return PairBatch(answers, torch.from_numpy(reference))
 
 
 @dataclass(frozen=True)
 class DPOObjective:
-    """DPO plus the weighted likelihood of the chosen answer, summed over pairs."""
+    """The preference loss plus the weighted likelihood of the chosen answer, summed over pairs."""
 
     config: DPOConfig
 
     def __call__(self, model: Llama, batch: PairBatch) -> Outcome:
-        hidden = model.hidden(batch.ids)
-        chosen, rejected = _answer_logprobs(model, hidden, batch.content_labels).chunk(2)
-        ref_chosen, ref_rejected = batch.reference.chunk(2)
-        losses, margins = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, self.config.beta)
-        pairs = len(chosen)
-        # With its end-of-turn: the likelihood term keeps the habit of stopping.
-        likelihood = _answer_logprobs(model, hidden[:pairs], batch.trained_labels)
-        lengths = (batch.trained_labels != IGNORED).sum(1)
-        nll = -likelihood / lengths
-        total = (losses + self.config.nll_weight * nll).sum()
+        answers = batch.answers
+        logprobs_n = answers.logprobs(model)
+        text_p2 = answers.by_answer(logprobs_n * answers.content).view(-1, 2)
+        lengths_p2 = answers.by_answer(answers.content).view(-1, 2)
+        losses_p, margins_p = self.preference(text_p2, batch.reference, lengths_p2)
+        # With its end of turn: the likelihood term keeps the habit of stopping.
+        whole_p2 = answers.by_answer(logprobs_n).view(-1, 2)
+        counts_p2 = answers.by_answer(torch.ones_like(logprobs_n)).view(-1, 2)
+        nll_p = -whole_p2[:, 0] / counts_p2[:, 0]
         metrics = {
-            "dpo_loss": float(losses.detach().sum()),
-            "nll": float(nll.detach().sum()),
-            "reward_margin": float(margins.detach().sum()),
-            "reward_accuracy": float((margins.detach() > 0).sum()),
+            "dpo_loss": losses_p.detach().sum(),
+            "nll": nll_p.detach().sum(),
+            "reward_margin": margins_p.detach().sum(),
+            "reward_accuracy": (margins_p.detach() > 0).sum(),
         }
-        return Outcome(total, pairs, metrics)
+        total = (losses_p + self.config.nll_weight * nll_p).sum()
+        return Outcome(total, len(losses_p), {name: float(s) for name, s in metrics.items()})
+
+    def preference(
+        self, policy_p2: Tensor, reference_p2: Tensor, lengths_p2: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and margin of each pair, two of (pairs,).
+
+        Args:
+            policy_p2: log-probabilities of the chosen and the rejected texts under the policy.
+            reference_p2: the same under the reference.
+            lengths_p2: tokens in the texts.
+        """
+        if self.config.length_normalised:
+            lengths_p2 = lengths_p2.clamp(min=1)
+            policy_p2, reference_p2 = policy_p2 / lengths_p2, reference_p2 / lengths_p2
+        sides = (policy_p2[:, 0], policy_p2[:, 1], reference_p2[:, 0], reference_p2[:, 1])
+        beta = self.config.beta
+        if self.config.loss == "ipo":
+            return ipo_loss(*sides, beta)
+        if self.config.loss == "hinge":
+            return hinge_loss(*sides, beta)
+        return dpo_loss(*sides, beta, label_smoothing=self.config.label_smoothing)

@@ -16,7 +16,6 @@ from puna.alignment import (
 )
 from puna.core.devices import default_device
 from puna.core.events import EventLog
-from puna.core.files import sha256_value
 from puna.core.random import stable_seed, stream
 from puna.core.wheels import WheelUnavailable
 from puna.data import (
@@ -213,10 +212,11 @@ def run_dpo(
         for i, p in enumerate(generated)
     ]
     model.compute_dtype = compute_dtype(config.loop, model.device)
-    key = sha256_value([[p.chosen.ids, p.rejected.ids] for p in pairs])[:16]
-    reference = reference_logprobs(model, pairs, folder / SCRATCH / f"reference-{key}")
+    reference = reference_logprobs(model, pairs, folder / SCRATCH)
     events.emit("note", text=f"{len(pairs):,} pairs, reference log-probabilities kept")
-    source = RowSource(PairRows(pairs, reference), stable_seed(seed, "dpo"), config.loop)
+    source = RowSource(
+        PairRows(pairs, reference, config.dpo), stable_seed(seed, "dpo"), config.loop
+    )
     facts = _train_and_save(
         model,
         tokenizer,
