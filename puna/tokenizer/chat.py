@@ -5,12 +5,12 @@ Never by searching the finished text: what a user types cannot move the mask.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from puna.core.errors import UsageError
-from puna.tokenizer.tools import HERMES_TOOLS, LLAMA3_TOOLS, Tool, ToolCall, ToolFormat
+from puna.tokenizer.tools import Tool, ToolCall, ToolFormat
 
 if TYPE_CHECKING:  # the tokenizer holds its chat format: imported the other way round
     from puna.tokenizer.tokenizer import Tokenizer
@@ -24,6 +24,29 @@ class Message:
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls of an assistant's turn; they follow its content."""
+    train: bool | None = None
+    """Whether the loss counts this turn; None: if the assistant speaks."""
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loss counts this turn."""
+        return self.role == "assistant" if self.train is None else self.train
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn as a format writes it."""
+
+    role: str
+    """Name in the header."""
+    text: str
+    """All of the content."""
+    end: str
+    """Special token after it."""
+    trained: bool
+    """Whether the loss counts the content and its end."""
+    opening: str = ""
+    """Special token before the text, or none; a part of the content."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +55,9 @@ class ChatTokens:
 
     ids: list[int] = field(default_factory=list)
     trained: list[bool] = field(default_factory=list)
-    """Whether the loss counts this token: an assistant's answer and its end of turn."""
+    """Whether the loss counts this token: what is learned of a turn, and its end."""
     content: list[bool] = field(default_factory=list)
-    """Whether this token is of an assistant's answer, its end of turn left out."""
+    """The same with the end of turn left out."""
 
     def add(self, ids: Sequence[int], *, trained: bool = False, content: bool = False) -> None:
         """Lay down ``ids`` with their marks."""
@@ -90,11 +113,14 @@ class ChatFormat:
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] = (),
+        builtin_tools: Sequence[str] = (),
         add_generation_prompt: bool = False,
     ) -> ChatTokens:
         """Tokens and mask of a conversation; ``add_generation_prompt`` opens the next answer.
 
-        ``tools`` are defined in the system turn, which is added where there is none.
+        Args:
+            tools: functions the assistant may call, defined where the format does.
+            builtin_tools: names of tools the model knows from its training (Llama 3.1 only).
 
         Raises `UsageError` for no messages, an unknown role, or an answer whose tokens do not
         decode back to it.
@@ -102,20 +128,32 @@ class ChatFormat:
         self._check(messages)
         row = ChatTokens()
         row.add([tokenizer.special_id(token) for token in self.begin])
-        for message in self._completed(messages, tools):
-            self._lay_message(row, tokenizer, message)
+        for turn in self.turns(messages, tools, builtin_tools):
+            self._lay(row, tokenizer, turn)
         if add_generation_prompt:
-            row.add(self._header_ids(tokenizer, "assistant"))
+            row.add(self._written(tokenizer, self.roles["assistant"]))
         return row
+
+    def turns(
+        self, messages: Sequence[Message], tools: Sequence[Tool], builtin_tools: Sequence[str]
+    ) -> Iterator[Turn]:
+        """The conversation as it is written; ``tools`` stand in the system turn."""
+        if builtin_tools:
+            raise UsageError("only Llama 3.1's chat format has built-in tools: define tools")
+        for message in self._completed(messages, tools):
+            text = message.content.strip()
+            if message.tool_calls:
+                text += ("\n" if text else "") + self.tools.calls(message.tool_calls)
+            yield Turn(self.roles[message.role], text, self.end_of_turn, message.trained)
 
     def jinja(self) -> str:
         """The same format as a ``chat_template``; transformers gets equal ids from it."""
-        before, after = map(_quote, "".join(self.header).split("{role}"))
-        close = _quote(self.end_of_turn + self.separator)
+        before, after = map(quote, "".join(self.header).split("{role}"))
+        close = quote(self.end_of_turn + self.separator)
         lines = [
             f"{{%- set roles = {dict(self.roles)} %}}",
             self._jinja_definitions(),
-            f"{{{{- {_quote(''.join(self.begin))} }}}}" if self.begin else "",
+            f"{{{{- {quote(''.join(self.begin))} }}}}" if self.begin else "",
             self._jinja_added_system(),
             "{%- for message in messages %}"
             "{%- if message['role'] not in roles %}"
@@ -127,7 +165,7 @@ class ChatFormat:
             self._jinja_calls(),
             f"{{{{- {close} }}}}{{%- endfor %}}",
             "{%- if add_generation_prompt %}"
-            f"{{{{- {_quote(self._header_text('assistant'))} }}}}"
+            f"{{{{- {quote(self.header_text('assistant'))} }}}}"
             "{%- endif %}",
         ]
         return "\n".join(line for line in lines if line)
@@ -150,45 +188,45 @@ class ChatFormat:
             return [replace(messages[0], content=system), *messages[1:]]
         return [Message("system", system), *messages] if system else list(messages)
 
-    def _lay_message(self, row: ChatTokens, tokenizer: Tokenizer, message: Message) -> None:
-        answer = message.role == "assistant"
-        text = message.content.strip()
-        if message.tool_calls:
-            text += ("\n" if text else "") + self.tools.calls(message.tool_calls)
-        ids = tokenizer.encode(text)
-        if answer:
-            _check_decodes(tokenizer, ids, text)
-        row.add(self._header_ids(tokenizer, message.role))
-        row.add(ids, trained=answer, content=answer)
-        row.add([tokenizer.special_id(self.end_of_turn)], trained=answer)
+    def _lay(self, row: ChatTokens, tokenizer: Tokenizer, turn: Turn) -> None:
+        ids = tokenizer.encode(turn.text)
+        if turn.trained:
+            _check_decodes(tokenizer, ids, turn.text)
+        if turn.opening:
+            ids.insert(0, tokenizer.special_id(turn.opening))
+        row.add(self._written(tokenizer, turn.role))
+        row.add(ids, trained=turn.trained, content=turn.trained)
+        row.add([tokenizer.special_id(turn.end)], trained=turn.trained)
         row.add(tokenizer.encode(self.separator))
 
-    def _header_ids(self, tokenizer: Tokenizer, role: str) -> list[int]:
+    def _written(self, tokenizer: Tokenizer, name: str) -> list[int]:
+        """Ids of a header with this name."""
         ids: list[int] = []
         for piece in self.header:
             if piece.startswith("<|"):
                 ids.append(tokenizer.special_id(piece))
             else:
-                ids.extend(tokenizer.encode(piece.format(role=self.roles[role])))
+                ids.extend(tokenizer.encode(piece.format(role=name)))
         return ids
 
-    def _header_text(self, role: str) -> str:
+    def header_text(self, role: str) -> str:
+        """What stands before the content of a message with this role."""
         return "".join(self.header).format(role=self.roles[role])
 
     def _jinja_definitions(self) -> str:
         """A macro: `ToolFormat.definitions`."""
         return (
-            f"{{%- macro definitions() %}}{{{{- {_quote(self.tools.intro)} }}}}"
+            f"{{%- macro definitions() %}}{{{{- {quote(self.tools.intro)} }}}}"
             "{%- for tool in tools %}{{- tool | tojson }}"
             "{{- '\\n' if not loop.last }}{%- endfor %}"
-            f"{{{{- {_quote(self.tools.outro)} }}}}{{%- endmacro %}}"
+            f"{{{{- {quote(self.tools.outro)} }}}}{{%- endmacro %}}"
         )
 
     def _jinja_added_system(self) -> str:
         """The system turn of a conversation that has none."""
         default = self.default_system or ""
-        opening = _quote(self._header_text("system") + default)
-        closing = _quote(self.end_of_turn + self.separator)
+        opening = quote(self.header_text("system") + default)
+        closing = quote(self.end_of_turn + self.separator)
         wanted = "" if default else " and tools"
         gap = "'\\n\\n' + " if default else ""
         return (
@@ -200,16 +238,16 @@ class ChatFormat:
     def _jinja_calls(self) -> str:
         """The calls of a message: `ToolFormat.calls`; arguments may be text or an object."""
         tools = self.tools
-        opening, key = _quote(tools.opening + '{"name": '), _quote(f', "{tools.arguments_key}": ')
+        opening, key = quote(tools.opening + '{"name": '), quote(f', "{tools.arguments_key}": ')
         first = "'\\n' if content else ''"
         return (
             "{%- for call in message['tool_calls'] or [] %}"
             "{%- set function = call['function'] or call %}"
-            f"{{{{- ({first}) if loop.first else {_quote(tools.separator)} }}}}"
+            f"{{{{- ({first}) if loop.first else {quote(tools.separator)} }}}}"
             f"{{{{- {opening} }}}}{{{{- function['name'] | tojson }}}}{{{{- {key} }}}}"
             "{{- function['arguments'] if function['arguments'] is string"
             " else function['arguments'] | tojson }}"
-            f"{{{{- {_quote(tools.after)} }}}}{{%- endfor %}}"
+            f"{{{{- {quote(tools.after)} }}}}{{%- endfor %}}"
         )
 
 
@@ -221,48 +259,7 @@ def _check_decodes(tokenizer: Tokenizer, ids: Sequence[int], answer: str) -> Non
         )
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
     """A Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"
-
-
-LLAMA3 = ChatFormat(
-    begin=("<|begin_of_text|>",),
-    header=("<|start_header_id|>", "{role}", "<|end_header_id|>", "\n\n"),
-    end_of_turn="<|eot_id|>",
-    separator="",
-    roles={"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"},
-    end_of_text="<|end_of_text|>",
-    tools=LLAMA3_TOOLS,
-    pad="<|finetune_right_pad_id|>",
-    stops=("<|eom_id|>",),
-)
-"""Llama 3's format (model card; ``llama_models/llama3/chat_format.py`` of llama-models 0.3.0)."""
-
-CHATML = ChatFormat(
-    begin=(),
-    header=("<|im_start|>", "{role}\n"),
-    end_of_turn="<|im_end|>",
-    separator="\n",
-    roles={"system": "system", "user": "user", "assistant": "assistant", "tool": "tool"},
-    end_of_text="<|endoftext|>",
-    tools=HERMES_TOOLS,
-    default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-)
-"""ChatML with SmolLM2's system prompt (the template in SmolLM2-135M-Instruct)."""
-
-
-def chat_format_of(special: Collection[str], template: str | None) -> ChatFormat | None:
-    """The format that a vocabulary's special tokens belong to, or None.
-
-    ``template`` is the folder's own ``chat_template``: a ChatML folder keeps the default system
-    prompt only if its template has it.
-    """
-    for known in (LLAMA3, CHATML):
-        pieces = (*known.begin, *known.header, known.end_of_turn)
-        if all(piece in special for piece in pieces if piece.startswith("<|")):
-            default = known.default_system
-            keep = template is None or default is None or default in template
-            return known if keep else replace(known, default_system=None)
-    return None

@@ -13,8 +13,10 @@ from puna.core.errors import UsageError
 from puna.core.files import write_json, write_text
 from puna.tokenizer import llama3
 from puna.tokenizer.bytelevel import to_bytes, well_formed
-from puna.tokenizer.chat import ChatFormat, chat_format_of
+from puna.tokenizer.chat import ChatFormat
 from puna.tokenizer.folder import read_folder
+from puna.tokenizer.formats import chat_format_of
+from puna.tokenizer.llama31 import Llama31Format
 from puna.tokenizer.special import N_SPECIAL, special_tokens
 
 
@@ -110,7 +112,8 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
         }
-        if self._chat is not None:
+        own = isinstance(self._chat, Llama31Format) and "chat_template" in config
+        if self._chat is not None and not own:  # Meta's own templates stay as they are
             config["chat_template"] = self._chat.jinja()
         write_text(folder / "tokenizer.json", self._backend.to_str(pretty=True))
         write_json(folder / "tokenizer_config.json", config)
@@ -123,6 +126,18 @@ class Tokenizer:
                 "this tokenizer has no chat tokens (Llama 3's or ChatML's): use a chat model"
             )
         return self._chat
+
+    def with_chat(self, format: ChatFormat) -> Self:
+        """The same tokenizer with another chat format, which its folder then states too.
+
+        Raises `UsageError` when the vocabulary lacks the format's special tokens.
+        """
+        changed = type(self)(self._backend, self._config | {"chat_template": format.jinja()})
+        if changed._chat != format:
+            wanted = (*format.begin, *format.header, format.end_of_turn)
+            named = [token for token in wanted if token.startswith("<|")]
+            raise UsageError(f"this tokenizer cannot write that chat format: it needs {named}")
+        return changed
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of ``text``, opened by BOS (where there is one) and closed by end of text if asked.

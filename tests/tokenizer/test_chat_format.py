@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from puna.core.errors import UsageError
 from puna.tokenizer import CHATML, LLAMA3, Message, Tokenizer
-from puna.tokenizer.chat import chat_format_of
+from puna.tokenizer.formats import chat_format_of
 
 GOLDEN = [  # "s" system, "u" user, "a" assistant, "t" tool
     [("u", "Hi")],
@@ -36,7 +36,7 @@ ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 SPACED = st.text(st.sampled_from(" \n\r\t\u00a0ab1.'é日\u0301"), max_size=12)
 CONTENT = st.text(max_size=30) | SPACED
 CONVERSATION = st.lists(
-    st.builds(Message, st.sampled_from(list(LLAMA3.roles)), CONTENT), min_size=1, max_size=4
+    st.builds(Message, st.sampled_from(list(CHATML.roles)), CONTENT), min_size=1, max_size=4
 )
 
 
