@@ -58,32 +58,6 @@ def hinge_loss(
     return F.relu(1 - margin), margin
 
 
-def length_normalised_dpo_loss(
-    chosen_p: Tensor,
-    rejected_p: Tensor,
-    ref_chosen_p: Tensor,
-    ref_rejected_p: Tensor,
-    chosen_lengths_p: Tensor,
-    rejected_lengths_p: Tensor,
-    beta: float,
-    *,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """DPO on log-ratios per token (Lambert et al. 2024, arXiv 2411.15124, eq. 6), per pair.
-
-    Beta is larger than without lengths; the paper takes 5. Lengths count the tokens in the sums;
-    other arguments and the result as `dpo_loss`.
-    """
-    return dpo_loss(
-        chosen_p / chosen_lengths_p,
-        rejected_p / rejected_lengths_p,
-        ref_chosen_p / chosen_lengths_p,
-        ref_rejected_p / rejected_lengths_p,
-        beta,
-        label_smoothing=label_smoothing,
-    )
-
-
 def bradley_terry_loss(better_p: Tensor, worse_p: Tensor, margin_p: Tensor | None = None) -> Tensor:
     """Negative log-likelihood that the better answer wins (Bradley and Terry 1952), per pair.
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,18 @@ class Progress:
     """Time spent in steps, over all processes that worked on this run."""
 
 
+class Kept(Protocol):
+    """What a method remembers from step to step besides weights, such as the answers in hand."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All of it."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave; the tensors are on the CPU."""
+        ...
+
+
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
     return {
         f"optimizer.{name}.{key}": value
@@ -45,10 +58,18 @@ def _folders(root: Path) -> Iterator[Path]:
     yield from sorted(root.glob("step-*"), reverse=True)
 
 
-def save(root: Path, model: nn.Module, optimizers: Sequence[Optimizer], at: Progress) -> None:
+def save(
+    root: Path,
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    at: Progress,
+    kept: Kept | None = None,
+) -> None:
     """Write a checkpoint of this moment below ``root``, then remove all but the newest two."""
     tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
     tensors |= _optimizer_tensors(model, optimizers)
+    if kept is not None:
+        tensors |= {f"kept.{name}": value for name, value in kept.state_dict().items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -69,7 +90,9 @@ def save(root: Path, model: nn.Module, optimizers: Sequence[Optimizer], at: Prog
         shutil.rmtree(old)
 
 
-def restore(root: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> Progress | None:
+def restore(
+    root: Path, model: nn.Module, optimizers: Sequence[Optimizer], kept: Kept | None = None
+) -> Progress | None:
     """Load the newest checkpoint that is whole; None when there is none.
 
     A damaged one (its checksum differs) is passed over for the one before it.
@@ -81,7 +104,10 @@ def restore(root: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> Pr
                 continue
         except (OSError, ValueError, KeyError):
             continue
-        _load(load_file(folder / _TENSORS), model, optimizers)
+        tensors = load_file(folder / _TENSORS)
+        _load(tensors, model, optimizers)
+        if kept is not None:
+            kept.load_state_dict(_below("kept.", tensors))
         return Progress(**state)
     return None
 
@@ -90,11 +116,14 @@ def _load(tensors: dict[str, Tensor], model: nn.Module, optimizers: Sequence[Opt
     with torch.no_grad():
         for name, parameter, optimizer in states(model, optimizers):
             parameter.copy_(tensors[f"model.{name}"])
-            prefix = f"optimizer.{name}."
-            state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            for key, value in state.items():
+            for key, value in _below(f"optimizer.{name}.", tensors).items():
                 kept = value.dtype if key == "step" else parameter.dtype
                 optimizer.state[parameter][key] = value.to(parameter.device, kept)
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with ``prefix``, under the rest of the name."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

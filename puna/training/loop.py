@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from puna.core.devices import fast_bf16, peak_flops
 from puna.core.errors import PunaError
 from puna.core.events import EventLog
 from puna.model import Llama
 from puna.training import checkpoint
-from puna.training.checkpoint import Progress
+from puna.training.checkpoint import Kept, Progress
 from puna.training.config import LoopConfig
 from puna.training.interrupt import Interrupted, deferred_interrupt
 from puna.training.optimizer import build_optimizers, learning_rate, scale_and_clip, update
@@ -77,6 +77,7 @@ def _step(
     optimizers: Sequence[torch.optim.Optimizer],
     config: LoopConfig,
     step: int,
+    trained: nn.Module,
 ) -> tuple[_Window, float]:
     """One optimizer step; returns its sums and the gradient norm before clipping."""
     done = _Window(steps=1)
@@ -89,7 +90,7 @@ def _step(
         raise PunaError(f"step {step + 1}: no position has a label: check the data's masks")
     if not math.isfinite(done.sums["loss"]):
         raise PunaError(f"step {step + 1}: the loss is {done.sums['loss']}: lower learning_rate")
-    norm = scale_and_clip(model, done.count, config.clip_norm)
+    norm = scale_and_clip(trained, done.count, config.clip_norm)
     if not math.isfinite(norm):
         raise PunaError(f"step {step + 1}: the gradient's norm is {norm}: lower learning_rate")
     update(optimizers, learning_rate(config, step))
@@ -107,6 +108,8 @@ def train(
     stage: str = "train",
     attended: int = 0,
     after_step: AfterStep | None = None,
+    beside: nn.Module | None = None,
+    kept: Kept | None = None,
 ) -> Progress:
     """Train ``model`` in place, going on from the newest checkpoint below ``checkpoints``.
 
@@ -119,14 +122,17 @@ def train(
         attended: mean number of positions a token attends to, for the FLOP count behind MFU.
         after_step: called after every step, outside its time, e.g. to validate; it must leave the
             weights and torch's random state as they are, or a resumed run would differ.
+        beside: trained and saved with the model where the objective uses more, e.g. a value model.
+        kept: what ``source`` and ``objective`` remember between steps; saved and restored.
 
     Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
     finite.
     """
     dtype = compute_dtype(config, model.device)
     peak = peak_flops(model.device.type, dtype)  # draws numbers, so before they are restored
-    optimizers = build_optimizers(model, config)
-    at = checkpoint.restore(checkpoints, model, optimizers) or Progress(0, 0, 0.0)
+    trained = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
+    optimizers = build_optimizers(trained, config)
+    at = checkpoint.restore(checkpoints, trained, optimizers, kept) or Progress(0, 0, 0.0)
     if at.step:
         events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
     flops_per_token = model.config.flops_per_token(attended)
@@ -137,7 +143,8 @@ def train(
     with deferred_interrupt() as stop_asked:
         while at.step < config.steps:
             started = time.perf_counter()
-            done, norm = _step(model, objective, source(at.step), optimizers, config, at.step)
+            batches = source(at.step)
+            done, norm = _step(model, objective, batches, optimizers, config, at.step, trained)
             done.seconds = time.perf_counter() - started
             at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
             window.add(done)
@@ -162,7 +169,7 @@ def train(
             if after_step is not None and not stop_asked.made:
                 after_step(at.step, model)
             if at.step % config.checkpoint_every == 0 or last or stop_asked.made:
-                checkpoint.save(checkpoints, model, optimizers, at)
+                checkpoint.save(checkpoints, trained, optimizers, at, kept)
                 events.emit("checkpoint", stage=stage, step=at.step)
             if stop_asked.made:
                 break

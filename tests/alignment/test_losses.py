@@ -25,7 +25,6 @@ from puna.alignment.losses import (
     ipo_loss,
     kl_k1,
     kl_k3,
-    length_normalised_dpo_loss,
     ppo_policy_loss,
     ranked_pairs,
     reverse_kl,
@@ -109,29 +108,6 @@ def test_the_hinge_is_flat_beyond_a_margin_of_one() -> None:
     loss.sum().backward()
     assert gap.grad is not None
     torch.testing.assert_close(gap.grad, torch.tensor([-0.1, -0.1, -0.1, 0.0, 0.0]))
-
-
-@few
-@given(seeds, st.integers(1, 7))
-def test_length_normalised_dpo_does_not_change_when_answers_are_repeated(
-    seed: int, times: int
-) -> None:
-    sums = drawn(seed, 4, 3)
-    n_chosen, n_rejected = torch.tensor([3.0, 5.0, 2.0]), torch.tensor([4.0, 1.0, 9.0])
-    once, _ = length_normalised_dpo_loss(*sums, n_chosen, n_rejected, 5.0)
-    longer, _ = length_normalised_dpo_loss(
-        *(times * sums), times * n_chosen, times * n_rejected, 5.0
-    )
-    torch.testing.assert_close(once, longer)
-
-
-def test_length_normalised_dpo_divides_each_log_ratio_by_its_own_length() -> None:
-    sums = (torch.tensor([-6.0]), torch.tensor([-8.0]), torch.tensor([-9.0]), torch.tensor([-4.0]))
-    loss, margin = length_normalised_dpo_loss(
-        *sums, torch.tensor([3]), torch.tensor([2]), 0.5, label_smoothing=0.0
-    )
-    assert float(margin) == pytest.approx(0.5 * (3 / 3 - -4 / 2))
-    assert float(loss) == pytest.approx(math.log1p(math.exp(-1.5)))
 
 
 # --- reward model
