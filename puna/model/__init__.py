@@ -1,10 +1,12 @@
-"""The model: Llama of every size from one configuration, its cache and its chunked loss head."""
+"""The model: Llama of every size from one configuration, its cache, chunked loss head, adapters."""
 
 from puna.model.attention import additive, grouped_attention
 from puna.model.cache import Cache, LayerCache
 from puna.model.config import SIZES, LlamaConfig, RopeScaling, llama_config
 from puna.model.llama import Llama
+from puna.model.lora import LoraConfig, adapter_disabled, add_lora
 from puna.model.loss import IGNORED, cross_entropy_sum, token_logprobs
+from puna.model.merge import MergeReport, merge, merged_copy
 
 __all__ = [
     "IGNORED",
@@ -13,10 +15,16 @@ __all__ = [
     "LayerCache",
     "Llama",
     "LlamaConfig",
+    "LoraConfig",
+    "MergeReport",
     "RopeScaling",
+    "adapter_disabled",
+    "add_lora",
     "additive",
     "cross_entropy_sum",
     "grouped_attention",
     "llama_config",
+    "merge",
+    "merged_copy",
     "token_logprobs",
 ]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 64 * 1024**2
+STRIPE = 8192  # rows of the head's gradient made at once
 IGNORED = -100  # label of a position without a target
 
 
@@ -46,25 +47,48 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
         cast = weight_vd.to(hidden_nd.dtype)
         total = torch.zeros((), device=hidden_nd.device)
-        hidden_grad = torch.empty_like(hidden_nd) if any(ctx.needs_input_grad) else None
-        weight_grad = torch.zeros_like(weight_vd) if any(ctx.needs_input_grad) else None
+        of_hidden, of_weight, _ = ctx.needs_input_grad
+        hidden_grad = torch.empty_like(hidden_nd) if of_hidden else None
+        weight_grad = torch.zeros_like(weight_vd) if of_weight else None
         for part in _chunks(len(labels_n), len(weight_vd)):
             logits = F.linear(hidden_nd[part], cast).float()
             total -= _softmax_in_place(logits, labels_n[part]).sum()
-            if hidden_grad is not None and weight_grad is not None:
+            if of_hidden or of_weight:
                 gradient = _minus_target(logits, labels_n[part]).to(hidden_nd.dtype)
-                torch.mm(gradient, cast, out=hidden_grad[part])
-                weight_grad += gradient.T @ hidden_nd[part]
+                _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        hidden_grad, weight_grad = ctx.saved_tensors
-        if not bool(grad == 1):
-            hidden_grad = hidden_grad * grad.to(hidden_grad.dtype)
-            weight_grad = weight_grad * grad.to(weight_grad.dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        made: tuple[Tensor | None, Tensor | None] = ctx.saved_tensors
+        if bool(grad == 1):
+            return *made, None
+        hidden_grad, weight_grad = (
+            None if each is None else each * grad.to(each.dtype) for each in made
+        )
         return hidden_grad, weight_grad, None
+
+
+def _spread(
+    gradient_nv: Tensor,
+    cast_vd: Tensor,
+    hidden_nd: Tensor,
+    part: slice,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+) -> None:
+    """From the gradient in the logits of ``part`` to those in hidden states and weight.
+
+    A frozen head has no gradient of its own. That of a trained one is added up in stripes of the
+    vocabulary, so no second matrix of its size is made.
+    """
+    if hidden_grad is not None:
+        torch.mm(gradient_nv, cast_vd, out=hidden_grad[part])
+    if weight_grad is not None:
+        for start in range(0, len(weight_grad), STRIPE):
+            rows = slice(start, start + STRIPE)
+            weight_grad[rows] += gradient_nv[:, rows].T @ hidden_nd[part]
 
 
 def cross_entropy_sum(
@@ -100,18 +124,16 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden_nd, weight_vd, labels_n = ctx.saved_tensors
         cast = weight_vd.to(hidden_nd.dtype)
-        hidden_grad = torch.empty_like(hidden_nd)
-        weight_grad = torch.zeros_like(weight_vd)
+        hidden_grad = torch.empty_like(hidden_nd) if ctx.needs_input_grad[0] else None
+        weight_grad = torch.zeros_like(weight_vd) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(labels_n), len(weight_vd)):
             logits = F.linear(hidden_nd[part], cast).float()
             _softmax_in_place(logits, labels_n[part])
             gradient = _minus_target(logits, labels_n[part]).mul_(-grad_n[part, None])
-            gradient = gradient.to(hidden_nd.dtype)
-            torch.mm(gradient, cast, out=hidden_grad[part])
-            weight_grad += gradient.T @ hidden_nd[part]
+            _spread(gradient.to(hidden_nd.dtype), cast, hidden_nd, part, hidden_grad, weight_grad)
         return hidden_grad, weight_grad, None
 
 

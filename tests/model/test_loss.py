@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from puna.model import IGNORED, cross_entropy_sum, loss, token_logprobs
 
 
-@pytest.fixture(params=["one chunk", "many chunks"])
+@pytest.fixture(params=["one chunk", "many chunks", "narrow stripes"])
 def problem(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if request.param == "many chunks":
         monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 50 * 3)  # three tokens at a time
+    if request.param == "narrow stripes":
+        monkeypatch.setattr(loss, "STRIPE", 7)  # seven rows of the head at a time
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(2, 11, 16, generator=generator, dtype=torch.float32)
     weight = torch.randn(50, 16, generator=generator)
@@ -75,3 +77,21 @@ def test_nothing_labelled_is_a_sum_of_zero() -> None:
     hidden, weight = torch.randn(1, 4, 8, requires_grad=True), torch.randn(9, 8)
     total, count = cross_entropy_sum(hidden, weight, torch.full((1, 4), IGNORED))
     assert (float(total.detach()), count) == (0.0, 0)
+
+
+@pytest.mark.parametrize("frozen", ["head", "hidden"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(
+    problem: Problem, frozen: str
+) -> None:
+    hidden, weight, labels = problem
+    for compute in (
+        lambda h, w: cross_entropy_sum(h, w, labels)[0],
+        lambda h, w: token_logprobs(h, w, labels).square().sum(),
+    ):
+        both = torch.autograd.grad(compute(hidden, weight), (hidden, weight))
+        if frozen == "head":
+            (one,) = torch.autograd.grad(compute(hidden, weight.detach()), hidden)
+            assert torch.equal(one, both[0])
+        else:
+            (one,) = torch.autograd.grad(compute(hidden.detach(), weight), weight)
+            assert torch.equal(one, both[1])
