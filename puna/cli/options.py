@@ -66,7 +66,7 @@ Stop = Annotated[
 
 _ENGINE = "Engine"
 Weights = Annotated[
-    Literal["auto", "fp32", "bf16", "int8", "int4"],
+    Literal["auto", "fp32", "bf16", "int8", "int4", "w8a8"],
     typer.Option(
         help="Format of the weights; auto is bf16 where the hardware has it, else fp32.",
         rich_help_panel=_ENGINE,

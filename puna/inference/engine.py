@@ -154,6 +154,8 @@ class Engine:
 
         Raises `UsageError` for a name that is taken and an adapter that does not fit the model.
         """
+        if self.weights == "w8a8":
+            raise UsageError("adapters do not run on w8a8 weights: use bf16, int8 or int4")
         self._runner.adapters.load(name, folder)
 
     def unload_adapter(self, name: str) -> None:
@@ -206,8 +208,8 @@ class Engine:
         vectors = []
         for prompt in prompts:
             check_fits(prompt, self.context + 1)
-            hidden = self.model.hidden(torch.tensor([list(prompt)], device=self.model.device))
-            vectors.append(torch.nn.functional.normalize(hidden[0].float().mean(0), dim=0))
+            hidden = self._runner.features(prompt)
+            vectors.append(torch.nn.functional.normalize(hidden.float().mean(0), dim=0))
         return torch.stack(vectors)
 
     def _check(self, request: Request) -> None:

@@ -1,13 +1,16 @@
 """One forward pass for rows of the engine: cache pages in, logits out."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from puna.inference.adapters import Adapters
+from puna.inference.blocks import compiled_blocks
 from puna.inference.cache import PagedStore
-from puna.inference.compiled import CompiledHead, compiled_attend_one, compiled_blocks
+from puna.inference.compiled import CompiledHead, compiled_attend_one
+from puna.inference.rotation import unrotated_hidden
 from puna.inference.weights import Weights, compute_dtype, ready_for_inference
 from puna.model import Llama
 
@@ -57,6 +60,9 @@ class Runner:
         """Take over the weights of ``model``."""
         twin, head = ready_for_inference(model, self.weights, packed_copy=self._packed_copy)
         self.model, self.head = twin, head
+        turned = self.weights == "w8a8"
+        norm = model.model.norm.weight.detach()
+        self._restore = partial(unrotated_hidden, norm) if turned else None
         self.adapters.attach(twin)
         if self._compiled:
             twin.model.layers = compiled_blocks(twin.model.layers, self.adapters)
@@ -82,6 +88,12 @@ class Runner:
         padded = [[*row, *[0] * (max(counts) - len(row))] for row in tokens]
         ids = torch.tensor(padded, device=positions.device)
         return self.model.hidden(ids, positions_bt=positions, cache=cache)
+
+    @torch.inference_mode()
+    def features(self, prompt: Sequence[int]) -> Tensor:
+        """Final hidden states (time, dim) of one text, in the model's own basis, without cache."""
+        hidden = self.model.hidden(torch.tensor([list(prompt)], device=self.model.device))[0]
+        return hidden if self._restore is None else self._restore(hidden)
 
     @torch.inference_mode()
     def logits(self, hidden_nd: Tensor) -> Tensor:

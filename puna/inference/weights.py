@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
+from puna.inference.rotation import rotated
 from puna.model import Llama, LlamaConfig
 from puna.model.attention import Attention
 from puna.model.llama import FeedForward
 
-Weights = Literal["fp32", "bf16", "int8", "int4"]
+Weights = Literal["fp32", "bf16", "int8", "int4", "w8a8"]
 INT4_GROUP = 32
 PACKED_ROWS = 8  # with more rows a dense bf16 product beats the integer kernels
 
@@ -78,6 +79,36 @@ class Int8(nn.Module):
         return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
 
 
+def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of ``x`` (n, i) in 8 bits, as uint8 around 128, and its scale (n, 1), fp32."""
+    wide = x.float()
+    scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
+    return ((wide / scale).round() + 128).to(torch.uint8), scale
+
+
+class Int8Rows(Int8):
+    """A product of 8-bit weights with rows rounded to 8 bits, in integers."""
+
+    def __init__(self, weight_oi: Tensor) -> None:
+        super().__init__(weight_oi)
+        self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+        self._zeros = torch.zeros(len(self.weight), dtype=torch.int64)
+
+    def multiply(self, rows_ni: Tensor) -> Tensor:
+        """Products (n, o), bf16, of rows from `quantised_rows`; their scales are still missing."""
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rows_ni, 1.0, 128, self._packed, self.scale, self._zeros,
+            None, 1.0, 0, torch.bfloat16, "none", [], "",
+        )  # fmt: skip
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, scale = quantised_rows(x.reshape(-1, x.shape[-1]))
+        if _one_row(x):  # the same numbers as below, read as fast as memory gives them
+            return super().forward(((rows.float() - 128) * scale).to(x.dtype).view_as(x))
+        return (self.multiply(rows).float() * scale).to(x.dtype).view(*x.shape[:-1], -1)
+
+
 class Int4(nn.Module):
     """A product with 4-bit weights, a scale and a minimum for each group of inputs."""
 
@@ -108,6 +139,8 @@ class Int4(nn.Module):
 def _layer(weight_oi: Tensor, weights: Weights, *, packed_copy: bool) -> nn.Module:
     if weights == "int8":
         return Int8(weight_oi)
+    if weights == "w8a8":
+        return Int8Rows(weight_oi)
     if weights == "int4":
         return Int4(weight_oi)
     return Dense(weight_oi, packed_copy=packed_copy)
@@ -165,10 +198,15 @@ def ready_for_inference(
     Args:
         packed_copy: whether dense weights are kept a second time, see `Dense`.
 
-    Raises `UsageError` for int4 where its kernel cannot run.
+    The twin of w8a8 is `rotated`: its hidden states are in another basis.
+
+    Raises `UsageError` for int4 and w8a8 where their kernels cannot run.
     """
     if weights == "int4":
         _check_int4(model)
+    if weights == "w8a8":
+        _check_w8a8(model)
+        model = rotated(model)
     dense = weights in ("fp32", "bf16")
     dtype = compute_dtype(weights)
     with torch.device("meta"):
@@ -206,6 +244,11 @@ def ready_for_inference(
     head = _layer(head_weight, "int8" if weights == "int4" else weights, packed_copy=packed_copy)
     twin.lm_head = None
     return twin, head
+
+
+def _check_w8a8(model: Llama) -> None:
+    if model.device.type != "cpu":
+        raise UsageError("w8a8 weights run on CPU only: use bf16 or int8 on this device")
 
 
 def _check_int4(model: Llama) -> None:

@@ -52,7 +52,7 @@ def test_compiled_text_equals_the_plain_one_for_all_numbers_of_rows_and_position
                 assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
 
 
-@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4", "w8a8"])
 def test_compiled_log_probabilities_are_the_plain_ones_in_every_format_of_weights(
     model: Llama, tokenizer: Tokenizer, weights: str
 ) -> None:

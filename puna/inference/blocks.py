@@ -1,0 +1,181 @@
+"""Blocks whose decoding is compiled: whole for one text, between its products for several.
+
+All layers share the compiled functions, with their tensors as arguments.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from puna.inference.adapters import Adapters
+from puna.inference.attention import attend_one
+from puna.inference.cache import PagedLayer, PagedView
+from puna.inference.compiled import Step
+from puna.inference.weights import Int8Rows, JoinedAttention, quantised_rows
+from puna.model.linear import rms_norm
+from puna.model.llama import swiglu
+
+
+def _stores(layer: PagedLayer) -> tuple[Tensor | None, ...]:
+    view = layer.view
+    stores = (layer.keys, layer.values, layer.key_scale, layer.value_scale)
+    return (*stores, view.slots, view.seen, view.lengths)
+
+
+_N_STORES = 7
+
+
+def _layer(
+    # as `_stores` gives them: one token of each row needs no more
+    keys: Tensor,
+    values: Tensor,
+    key_scale: Tensor | None,
+    value_scale: Tensor | None,
+    slots: Tensor,
+    seen: Tensor,
+    lengths: Tensor,
+) -> PagedLayer:
+    view = PagedView(
+        slots=slots,
+        table=None,
+        seen=seen,
+        lengths=lengths,
+        mask=None,
+        before=0,
+        page_size=0,
+        attend_one=attend_one,
+    )
+    return PagedLayer(keys, values, key_scale, value_scale, view)
+
+
+class CompiledBlock(nn.Module):
+    """A block that runs whole as one compiled function for one token of one row.
+
+    For more, its products run as they are and what is between them compiled.
+    """
+
+    def __init__(
+        self, block: nn.Module, whole: Step, between: "Between | None", adapters: Adapters
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self._adapters = adapters
+        self._tensors = dict(block.state_dict())
+        self._whole = whole
+        self._between = between
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: PagedLayer | None
+    ) -> Tensor:
+        one_row = x.numel() == x.shape[-1]
+        result: Tensor
+        if layer is None or (one_row and self._adapters.in_use):
+            result = self.block(x, cos, sin, mask, layer)
+        elif one_row:
+            x = x.float()  # the stream of one token stays in fp32: fewer conversions, less rounding
+            result = self._whole(self._tensors, x, cos, sin, *_stores(layer))
+        elif self._between is not None:
+            result = self._between.run(self.block, x, cos, sin, mask, layer)
+        else:
+            result = self.block(x, cos, sin, mask, layer)
+        return result
+
+
+class Between:
+    """What runs between the products of a block for several rows or positions, compiled.
+
+    What a product takes is "ready": one tensor, its rows; or two, where it takes rows rounded to 8
+    bits, those and their scales, which its result still lacks.
+
+    Args:
+        attention: of any layer.
+        eps: of the norms.
+        rounded: whether products take rounded rows.
+    """
+
+    def __init__(self, attention: JoinedAttention, eps: float, *, rounded: bool) -> None:
+        self._attention = attention
+        self._rounded = rounded
+
+        def ready(x: Tensor) -> tuple[Tensor, ...]:
+            return quantised_rows(x) if rounded else (x,)
+
+        def whole(product: Tensor, *scale: Tensor) -> Tensor:
+            return (product.float() * scale[0]).to(product.dtype) if rounded else product
+
+        def enter(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            return ready(rms_norm(x, weight, eps))
+
+        def mix(joined: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+            stores, scale = rest[:_N_STORES], rest[_N_STORES:]
+            parts = attention.split(whole(joined, *scale)[:, None])
+            return ready(attention.mix(*parts, cos, sin, None, _layer(*stores)).flatten(0, 1))
+
+        def turn(x: Tensor, out: Tensor, weight: Tensor, *scale: Tensor) -> tuple[Tensor, ...]:
+            x = x + whole(out, *scale)
+            return x, *enter(x, weight)
+
+        def activate(gate_up: Tensor, *scale: Tensor) -> tuple[Tensor, ...]:
+            return ready(swiglu(*whole(gate_up, *scale).chunk(2, -1)))
+
+        def leave(x: Tensor, out: Tensor, *scale: Tensor) -> Tensor:
+            return x + whole(out, *scale)
+
+        rows = [0]
+        self._ready, self._whole = Step(ready, {0: rows}), Step(whole, {0: rows, 1: rows})
+        self._enter = Step(enter, {0: rows})
+        # numbers of `_stores`, after three other arguments: slots 7, seen 8, lengths 9
+        self._mix = Step(mix, {0: rows, 1: rows, 2: rows, 7: rows, 8: [0, 1], 9: rows, 10: rows})
+        self._turn = Step(turn, {0: rows, 1: rows, 3: rows})
+        self._activate = Step(activate, {0: rows, 1: rows})
+        self._leave = Step(leave, {0: rows, 1: rows, 2: rows})
+
+    def run(
+        self,
+        block: Any,
+        x_btd: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None,
+        layer: PagedLayer,
+    ) -> Tensor:
+        """As the block's own forward pass."""
+        x = x_btd.reshape(-1, x_btd.shape[-1])
+        rows, *scale = self._enter(x, block.input_layernorm.weight)
+        joined = self._product(block.self_attn.qkv_proj, rows)
+        if layer.view.attend_one is not None:
+            rows, *mixed_scale = self._mix(joined, cos, sin, *_stores(layer), *scale)
+        else:
+            if self._rounded:
+                joined = self._whole(joined, *scale)
+            parts = self._attention.split(joined.unflatten(0, x_btd.shape[:-1]))
+            mixed = block.self_attn.mix(*parts, cos, sin, mask, layer).flatten(0, 1)
+            rows, *mixed_scale = self._ready(mixed) if self._rounded else (mixed,)
+        out = self._product(block.self_attn.o_proj, rows)
+        weight = block.post_attention_layernorm.weight
+        x, rows, *scale = self._turn(x, out, weight, *mixed_scale)
+        gate_up = self._product(block.mlp.gate_up_proj, rows)
+        rows, *scale = self._activate(gate_up, *scale)
+        out = self._product(block.mlp.down_proj, rows)
+        result: Tensor = self._leave(x, out, *scale)
+        return result.view_as(x_btd)
+
+    def _product(self, module: Any, rows: Tensor) -> Tensor:
+        product: Tensor = module.multiply(rows) if self._rounded else module(rows)
+        return product
+
+
+def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters) -> nn.ModuleList:
+    """The blocks, compiled."""
+    first: Any = blocks[0]
+
+    def whole(tensors: dict[str, Tensor], x: Tensor, cos: Tensor, sin: Tensor, *stores: Any) -> Any:
+        return functional_call(first, tensors, (x, cos, sin, None, _layer(*stores)))
+
+    step = Step(whole, {9: [1]})  # of `_stores` the sixth, after four other arguments
+    between = None
+    if isinstance(first.self_attn, JoinedAttention):
+        rounded = isinstance(first.self_attn.o_proj, Int8Rows)
+        between = Between(first.self_attn, first.input_layernorm.eps, rounded=rounded)
+    return nn.ModuleList(CompiledBlock(block, step, between, adapters) for block in blocks)

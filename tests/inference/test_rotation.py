@@ -1,0 +1,76 @@
+"""Rotated weights: another basis, the same model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from puna.core.errors import UsageError
+from puna.inference import Engine, EngineConfig
+from puna.inference.rotation import Rotation, rotated, unrotated_hidden
+from puna.model import Llama, LlamaConfig
+from puna.tokenizer import Tokenizer
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 96, 576, 1024])
+def test_a_rotation_keeps_lengths_and_is_undone(size: int) -> None:
+    turn = Rotation(size, torch.device("cpu"))
+    x = torch.randn(5, size)
+    turned = turn.apply(x)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(turn.undo(turned), x, rtol=1e-5, atol=1e-5)
+
+
+def test_a_rotation_spreads_one_large_channel_over_all() -> None:
+    x = torch.zeros(576)
+    x[17] = 24.0
+    assert Rotation(576, torch.device("cpu")).apply(x).abs().max() < 24.0 / 4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_rotated_model_says_what_the_model_says(tied: bool) -> None:
+    fields = {"dim": 48, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64}
+    size = {"vocab_size": 300, "context": 64, "tie_embeddings": tied}
+    model = Llama(LlamaConfig.parse(fields | size, where="test"))
+    model.init_weights(seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    ids = torch.randint(0, 300, (2, 20))
+    turned = rotated(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(turned(ids), model(ids), rtol=1e-4, atol=1e-4)
+        restored = unrotated_hidden(model.model.norm.weight, turned.hidden(ids))
+        torch.testing.assert_close(restored, model.hidden(ids), rtol=1e-4, atol=1e-4)
+
+
+def tiny(tokenizer: Tokenizer) -> Llama:
+    fields = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128}
+    size = {"vocab_size": tokenizer.vocab_size, "context": 64}
+    model = Llama(LlamaConfig.parse(fields | size, where="test"))
+    model.init_weights(seed=3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["The llama eats grass."] * 30, 300, n_special=16)
+
+
+def test_embeddings_of_rounded_rotated_weights_are_those_of_the_model(tokenizer: Tokenizer) -> None:
+    model = tiny(tokenizer)
+    with torch.no_grad():
+        model.model.norm.weight.copy_(torch.rand(64) * 3)
+    plain, rounded = (
+        Engine(model, tokenizer, EngineConfig(weights=weights, cache_tokens=64))
+        for weights in ("fp32", "w8a8")
+    )
+    prompts = [tokenizer.encode("The llama eats"), tokenizer.encode("grass")]
+    similar = (plain.embed(prompts) * rounded.embed(prompts)).sum(-1)
+    assert similar.min() > 0.995
+
+
+def test_an_adapter_is_refused_on_rotated_weights(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    engine = Engine(tiny(tokenizer), tokenizer, EngineConfig(weights="w8a8", cache_tokens=64))
+    with pytest.raises(UsageError, match="adapters do not run on w8a8 weights: use bf16"):
+        engine.load_adapter("poet", tmp_path)
