@@ -81,6 +81,8 @@ class LoRALinear(nn.Module):
         generator: A is drawn from it.
 
     Attributes:
+        config: as given.
+        scale: what the product of B and A is multiplied with.
         enabled: whether the change acts.
         magnitude: with DoRA the trained lengths of the weight's rows (outputs,), else None.
     """
@@ -92,8 +94,7 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base = base
-        self.rank, self.scale = config.rank, config.scale()
-        self.dropout = config.dropout
+        self.config, self.scale = config, config.scale()
         self.enabled = True
         outputs, inputs = _shape(base)
         device = next(base.buffers() if isinstance(base, NF4Linear) else base.parameters()).device
@@ -115,7 +116,7 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return product
         # scoring and sampling record no gradients, so they need no switch to be exact
-        drop = self.dropout if torch.is_grad_enabled() else 0.0
+        drop = self.config.dropout if torch.is_grad_enabled() else 0.0
         low = F.linear(F.dropout(x, drop) if drop else x, self.lora_A.to(x.dtype)) * self.scale
         product = product + F.linear(low, self.lora_B.to(x.dtype))
         if self.magnitude is None:

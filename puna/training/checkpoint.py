@@ -1,4 +1,7 @@
-"""Checkpoints, whole or absent: model, optimizer, random state and position, checksummed."""
+"""Checkpoints, whole or absent: what is trained, optimizer, random state, position, checksummed.
+
+Frozen weights are not in them: they are those the run starts from.
+"""
 
 import json
 import shutil
@@ -66,7 +69,8 @@ def save(
     kept: Kept | None = None,
 ) -> None:
     """Write a checkpoint of this moment below ``root``, then remove all but the newest two."""
-    tensors = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
+    named = model.named_parameters()
+    tensors = {f"model.{name}": value.detach() for name, value in named if value.requires_grad}
     tensors |= _optimizer_tensors(model, optimizers)
     if kept is not None:
         tensors |= {f"kept.{name}": value for name, value in kept.state_dict().items()}
@@ -117,8 +121,7 @@ def _load(tensors: dict[str, Tensor], model: nn.Module, optimizers: Sequence[Opt
         for name, parameter, optimizer in states(model, optimizers):
             parameter.copy_(tensors[f"model.{name}"])
             for key, value in _below(f"optimizer.{name}.", tensors).items():
-                kept = value.dtype if key == "step" else parameter.dtype
-                optimizer.state[parameter][key] = value.to(parameter.device, kept)
+                optimizer.state[parameter][key] = value.to(parameter.device)
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])

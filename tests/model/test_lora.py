@@ -138,10 +138,10 @@ def test_a_pattern_sets_rank_alpha_and_dropout_of_its_products(tiny: Build) -> N
     add_lora(model, config(patterns=patterns, dropout=0.1))
     for name, layer in lora_layers(model):
         first, up = ".0." in name, name.endswith("up_proj")
-        assert layer.rank == (2 if first else 4) == layer.lora_A.shape[0]
+        assert layer.config.rank == (2 if first else 4) == layer.lora_A.shape[0]
         # the first pattern that fits counts, whole
         assert layer.scale == (6 / 2 if first else 1 / 4 if up else 6 / 4)
-        assert layer.dropout == (0.5 if up and not first else 0.1)
+        assert layer.config.dropout == (0.5 if up and not first else 0.1)
 
 
 def test_matrices_depend_on_the_seed_and_the_name_only(tiny: Build) -> None:
