@@ -5,7 +5,7 @@ only, and each counts its positions on from it. Every number is the one that eac
 row of its own would give. Units of different lengths are packed, so little of a batch is padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -17,6 +17,8 @@ from puna.core.errors import UsageError
 from puna.data.packing import PADDING, pack
 from puna.model import Llama, token_logprobs
 from puna.tokenizer import Message, Tokenizer
+
+_SCORED_TOKENS = 8192  # padded, in a forward pass without gradients
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,18 @@ def encode_pair(
 ) -> Comparison:
     """`encode_answers` for a better and a worse answer."""
     return encode_answers(tokenizer, prompt, (chosen, rejected), max_tokens, where)
+
+
+def batches_of(comparisons: Sequence[Comparison]) -> Iterator[list[int]]:
+    """Numbers of comparisons of similar lengths, as many as a forward pass takes; at least one."""
+    members: list[int] = []
+    for number in sorted(range(len(comparisons)), key=lambda n: len(comparisons[n])):
+        if members and (len(members) + 1) * len(comparisons[number]) > _SCORED_TOKENS:
+            yield members
+            members = []
+        members.append(number)
+    if members:
+        yield members
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from puna.alignment.pairs import Comparison, lay_out
+from puna.alignment.pairs import Comparison, batches_of, lay_out
 from puna.core.files import new_folder, sha256_value
-from puna.model import Llama
+from puna.model import Llama, adapter_disabled
 
-_TOKENS_AT_ONCE = 8192  # in one forward pass
+_ADAPTER = ("lora_A", "lora_B", "magnitude")
 
 
 @torch.inference_mode()
@@ -23,7 +23,8 @@ def reference_logprobs(model: Llama, pairs: Sequence[Comparison], kept: Path) ->
     """Log-probability of the text of both answers of each pair under ``model``: (pairs, 2) fp32.
 
     The sum over the text's tokens, in nats; the end of turn is no part of it. What is computed is
-    saved in a folder below ``kept`` and read from there the next time.
+    saved in a folder below ``kept`` and read from there the next time. Of a model with an adapter
+    the reference is the base.
     """
     folder = kept / f"reference-{_key(model, pairs)}"
     path = folder / "logprobs.npy"
@@ -31,23 +32,14 @@ def reference_logprobs(model: Llama, pairs: Sequence[Comparison], kept: Path) ->
         found: np.ndarray = np.load(path, allow_pickle=False)
         return found
     result = np.zeros((len(pairs), 2), np.float32)
-    for members in _batches([len(pair) for pair in pairs]):
-        batch = lay_out([pairs[member] for member in members]).to(model.device)
-        sums = batch.by_answer(batch.logprobs(model) * batch.content)
-        result[members] = sums.view(-1, 2).cpu().numpy()
+    with adapter_disabled(model):
+        for members in batches_of(pairs):
+            batch = lay_out([pairs[member] for member in members]).to(model.device)
+            sums = batch.by_answer(batch.logprobs(model) * batch.content)
+            result[members] = sums.view(-1, 2).cpu().numpy()
     with new_folder(folder) as building:
         np.save(building / path.name, result)
     return result
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Pairs of similar lengths, as many as `_TOKENS_AT_ONCE` allow; at least one."""
-    batches: list[list[int]] = [[]]
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batches[-1] and (len(batches[-1]) + 1) * lengths[number] > _TOKENS_AT_ONCE:
-            batches.append([])
-        batches[-1].append(number)
-    return batches
 
 
 def _key(model: Llama, pairs: Sequence[Comparison]) -> str:
@@ -56,9 +48,11 @@ def _key(model: Llama, pairs: Sequence[Comparison]) -> str:
 
 
 def weights_hash(model: Llama) -> str:
-    """Hex SHA-256 over the names, types and bytes of the weights, whatever device they are on."""
+    """Hex SHA-256 over the names, types and bytes of the weights; an adapter's are left out."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
+        if name.endswith(_ADAPTER):
+            continue
         digest.update(f"{name}\0{weight.dtype}\0{tuple(weight.shape)}\n".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

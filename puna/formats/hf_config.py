@@ -6,6 +6,7 @@ from typing import Any
 
 from puna.core.errors import UsageError
 from puna.model.config import LlamaConfig, RopeScaling
+from puna.model.llama import Llama
 
 CONFIG = "config.json"
 _REQUIRED = {
@@ -31,16 +32,16 @@ _ONLY_VALUE: dict[str, Any] = {  # keys that change the function: what Puna's Ll
 }
 
 
-def load_config(folder: Path) -> LlamaConfig:
+def load_config(folder: Path, architecture: str = Llama.architecture) -> LlamaConfig:
     """The configuration of the Hugging Face model folder ``folder``.
 
     Reads both ways of writing RoPE: ``rope_theta`` with ``rope_scaling`` (transformers 4), and
     ``rope_parameters`` (transformers 5). Raises `UsageError` for a file that is missing, broken, or
-    of an architecture that is not Llama's.
+    another architecture than the one named.
     """
     where = str(folder / CONFIG)
     found = read_json(folder / CONFIG)
-    _check_architecture(found, where)
+    _check_architecture(found, architecture, where)
     fields: dict[str, Any] = {}
     for key, field in _REQUIRED.items():
         if key not in found:
@@ -54,7 +55,13 @@ def load_config(folder: Path) -> LlamaConfig:
 
 
 def config_json(
-    config: LlamaConfig, *, dtype: str, bos_id: int | None, eos_ids: list[int], pad_id: int
+    config: LlamaConfig,
+    *,
+    dtype: str,
+    bos_id: int | None,
+    eos_ids: list[int],
+    pad_id: int | None,
+    architecture: str = Llama.architecture,
 ) -> dict[str, Any]:
     """The content of ``config.json``, in the form that transformers 4.43 and later read.
 
@@ -62,7 +69,7 @@ def config_json(
     """
     scaling = config.rope_scaling
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [architecture],
         "model_type": "llama",
         **{key: getattr(config, field) for key, field in _REQUIRED.items()},
         **{key: getattr(config, field) for key, (field, _) in _OPTIONAL.items()},
@@ -95,12 +102,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_architecture(found: dict[str, Any], where: str) -> None:
-    architectures = found.get("architectures") or ["LlamaForCausalLM"]
-    if found.get("model_type") != "llama" or architectures != ["LlamaForCausalLM"]:
+def _check_architecture(found: dict[str, Any], architecture: str, where: str) -> None:
+    architectures = found.get("architectures") or [architecture]
+    if found.get("model_type") != "llama" or architectures != [architecture]:
         raise UsageError(
             f"{where}: architecture {architectures} of model type {found.get('model_type')!r} is "
-            "not supported: use a LlamaForCausalLM"
+            f"not supported here: use a {architecture}"
         )
     for key, value in _ONLY_VALUE.items():
         if found.get(key, value) not in (value, None):

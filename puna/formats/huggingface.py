@@ -1,7 +1,7 @@
 """A Hugging Face model folder, read and written: the form in which Puna keeps every model."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def load_folder(
 
     Raises `UsageError` naming the file or tensor that is missing, broken or of the wrong shape.
     """
-    config = load_config(folder)
+    config = load_config(folder, cls.architecture)
     weights = _Weights(folder)
     shapes = {name: shape for name, shape in weights.shapes.items() if not _COMPUTED.search(name)}
     if config.tie_embeddings:
@@ -45,13 +45,19 @@ def load_folder(
 
 
 def save_model(
-    folder: Path, model: Llama, tokenizer: Tokenizer, *, max_shard_bytes: int = 5 * 1024**3
+    folder: Path,
+    model: Llama,
+    tokenizer: Tokenizer,
+    *,
+    max_shard_bytes: int = 5 * 1024**3,
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``model`` and ``tokenizer`` as a Hugging Face folder, which appears whole or not.
 
     Tensors keep their data types. Weights of more than ``max_shard_bytes`` are split into files of
     at most that size (one tensor may be larger) with an index. ``generation_config.json`` stops
-    generation at the tokenizer's ``stop_ids``. An existing ``folder`` is replaced.
+    generation at the tokenizer's ``stop_ids``. ``changes`` are further keys of ``config.json``, or
+    other values. An existing ``folder`` is replaced.
     """
     check_vocabulary(tokenizer, model.config.vocab_size, str(folder))
     special: dict[str, Any] = {
@@ -60,7 +66,8 @@ def save_model(
         "pad_id": tokenizer.pad_id,
     }
     dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = config_json(model.config, dtype=dtype, **special)
+    config = config_json(model.config, dtype=dtype, architecture=model.architecture, **special)
+    config |= changes or {}
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     with new_folder(folder) as building:
         _save_weights(building, model.state_dict(), max_shard_bytes)

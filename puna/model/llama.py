@@ -5,6 +5,7 @@ Parameter names are Hugging Face's, so a model folder loads here and there witho
 
 import math
 from itertools import repeat
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +84,10 @@ class Llama(nn.Module):
 
     Attributes:
         compute_dtype: data type of activations and products; None means that of the weights.
+        architecture: what transformers calls this class.
     """
+
+    architecture: ClassVar[str] = "LlamaForCausalLM"
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from puna.alignment import (
 from puna.alignment.dpo import PairBatch
 from puna.alignment.pairs import AnswerTokens, lay_out
 from puna.core.errors import UsageError
-from puna.model import Llama, LlamaConfig
+from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.tokenizer import Message, Tokenizer
 from puna.training import Outcome
 
@@ -269,3 +269,24 @@ def test_a_pair_longer_than_a_row_is_named(tokenizer: Tokenizer) -> None:
 def test_smoothing_of_a_loss_without_labels_is_refused() -> None:
     with pytest.raises(UsageError, match="label_smoothing is for the loss dpo, not ipo"):
         DPOConfig.parse({"loss": "ipo", "label_smoothing": 0.1}, where="dpo")
+
+
+def test_the_reference_of_a_model_with_an_adapter_is_its_base(
+    tokenizer: Tokenizer, pairs: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = fresh(tokenizer.vocab_size)
+    base = reference_logprobs(policy, pairs, tmp_path / "base")
+    add_lora(policy, LoraConfig(rank=4))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+    adapted = DPOObjective(DPOConfig())(policy, rows_of(pairs, base))
+    assert abs(adapted.metrics["reward_margin"]) > 0.01
+    np.testing.assert_allclose(reference_logprobs(policy, pairs, tmp_path), base, rtol=1e-6)
+    with torch.no_grad():  # the adapter learns on, the base and so what is kept stays
+        for name, parameter in policy.named_parameters():
+            if name.endswith("lora_A"):
+                parameter.mul_(2)
+    monkeypatch.setattr(Llama, "hidden", None)
+    np.testing.assert_allclose(reference_logprobs(policy, pairs, tmp_path), base, rtol=1e-6)
