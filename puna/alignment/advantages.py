@@ -11,6 +11,34 @@ _LEAST_VARIANCE = 1e-8  # keeps whitening finite where all values are equal
 _LEAST_SPREAD = 1e-4  # so that a group of equal rewards gives 0, not a magnified rounding error
 
 
+def token_rewards(rewards_a: Tensor, kl_at: Tensor, mask_at: Tensor, coefficient: float) -> Tensor:
+    """Reward of each token: what it strays from the reference costs, the last one brings the score.
+
+    "Fine-Tuning Language Models from Human Preferences" (Ziegler et al. 2019, arXiv 1909.08593,
+    eq. 2).
+
+    Args:
+        rewards_a: score of each answer (answers,).
+        kl_at: estimate of KL(policy || reference) at each token (answers, time).
+        mask_at: True at the answers' tokens.
+        coefficient: price of a nat.
+    """
+    rewards_at = -coefficient * kl_at * mask_at
+    places = torch.arange(mask_at.shape[1], device=mask_at.device)
+    last_a = (places * mask_at).amax(1)
+    return rewards_at.scatter_add(1, last_a[:, None], rewards_a[:, None])
+
+
+def explained_variance(values_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor) -> float:
+    """Share of the variance of the returns that the values foresee: 1 is all, 0 no better than a
+    constant, below 0 worse; 0 where the returns do not vary.
+    """
+    returns = returns_bt[mask_bt]
+    spread = float(returns.var(correction=0))
+    missed = float((returns - values_bt[mask_bt]).var(correction=0))
+    return 1 - missed / spread if spread > _LEAST_VARIANCE else 0.0
+
+
 def returns_to_go(
     rewards_bt: Tensor, mask_bt: Tensor, discount: float = 1.0, bootstrap_b: Tensor | None = None
 ) -> Tensor:
