@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from puna import __version__
-from puna.cli import models, recipes, serve, tokenizers
+from puna.cli import models, recipes, serve, tokenizers, tune
 from puna.core.errors import PunaError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 recipes.register(app)
+tune.register(app)
 models.register(app)
 serve.register(app)
 app.add_typer(tokenizers.app, name="tokenizer")

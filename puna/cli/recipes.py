@@ -1,4 +1,4 @@
-"""Commands on recipes and runs: run, validate, ls, cat, cp, report, sft."""
+"""Commands on recipes and runs: run, validate, ls, cat, cp, report."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one J
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (run, validate, ls, cat, cp, report, sft):
+    for command in (run, validate, ls, cat, cp, report):
         app.command()(command)
 
 
@@ -33,10 +33,11 @@ def run(
     """Carry out a recipe; started again after an interruption, it goes on where it was."""
     from puna.workflow.recipe import find_recipe, load_recipe
 
-    _carry_out(load_recipe(find_recipe(recipe), overrides or []), runs, as_json)
+    carry_out(load_recipe(find_recipe(recipe), overrides or []), runs, as_json)
 
 
-def _carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
+def carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
+    """Run a recipe with progress on the terminal, and show what came out."""
     from rich.console import Console
 
     from puna.workflow.run import run_recipe
@@ -97,35 +98,3 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")]) -> None:
     from puna.workflow.summary import read_summary
 
     print(write_report(run_folder, read_summary(run_folder)))
-
-
-def sft(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="What to start from.")],
-    data: Annotated[
-        list[Path], typer.Option("--data", help='JSONL, one {"messages": [...]} a line.')
-    ],
-    name: Annotated[str, typer.Option(help="Run folder; default: sft-FILE.")] = "",
-    epochs: Annotated[float, typer.Option(help="Passes over the chats.")] = 3.0,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    batch_rows: Annotated[int, typer.Option(help="Packed rows in an optimizer step.")] = 8,
-    row_length: Annotated[int, typer.Option(help="Tokens in a packed row.")] = 512,
-    seed: Annotated[
-        int | None, typer.Option(help="Fixes order and split; default: the model's own, or 0.")
-    ] = None,
-    runs: Runs = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Tune a model on chats of your own."""
-    from puna.workflow.tune import sft_recipe
-
-    recipe = sft_recipe(
-        model,
-        data,
-        name=name or f"sft-{data[0].stem}",
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_rows=batch_rows,
-        row_length=row_length,
-        seed=seed,
-    )
-    _carry_out(recipe, runs, as_json)

@@ -35,10 +35,12 @@ def show_mask(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Any MODEL; its tokenizer is used.")
     ],
-    chats: Annotated[Path, typer.Argument(help='JSONL, one {"messages": [...]} a line.')],
+    chats: Annotated[Path, typer.Argument(help="JSONL, JSON, Parquet or a dataset's folder.")],
     limit: Annotated[int, typer.Option(min=1, help="Chats to show.")] = 3,
 ) -> None:
     """Show which tokens of a chat a model is trained on."""
+    from itertools import islice
+
     from rich.console import Console
 
     from puna.data import read_chats
@@ -47,8 +49,11 @@ def show_mask(
 
     tokenizer = load_tokenizer(model)
     console = Console()
-    for chat in read_chats(chats)[:limit]:
-        shown = view(tokenizer, tokenizer.chat.encode(tokenizer, chat.messages))
+    for chat in islice(read_chats(chats), limit):
+        tokens = tokenizer.chat.encode(
+            tokenizer, chat.messages, tools=chat.tools, builtin_tools=chat.builtin_tools
+        )
+        shown = view(tokenizer, tokens)
         console.rule(chat.name)
         console.print(shown.text)
         console.print(shown.legend)

@@ -6,13 +6,15 @@ which rows a training step takes.
 """
 
 from puna.data.card import CorpusReport, DataCard
-from puna.data.chats import NamedChat, read_chats, split_chats
+from puna.data.chats import ChatForm, NamedChat, held_out, read_chats
 from puna.data.corpus import Corpus, CorpusConfig, SourceConfig, build_corpus
 from puna.data.dialogues import Conversation, read_conversations
 from puna.data.document import Document, read_documents, write_documents
 from puna.data.geography import Country, read_countries
+from puna.data.mix import Group, MixedRows, MixSource
 from puna.data.order import rows_of_step
 from puna.data.packing import IGNORED, Batch, PackedRows, Packing, pack
+from puna.data.preferences import NamedPair, UnfitPair, read_pairs
 from puna.data.sources import SOURCES
 from puna.data.tokens import TokenFile, write_tokens
 from puna.data.wikipedia import Article, read_articles
@@ -22,6 +24,7 @@ __all__ = [
     "SOURCES",
     "Article",
     "Batch",
+    "ChatForm",
     "Conversation",
     "Corpus",
     "CorpusConfig",
@@ -29,20 +32,26 @@ __all__ = [
     "Country",
     "DataCard",
     "Document",
+    "Group",
+    "MixSource",
+    "MixedRows",
     "NamedChat",
+    "NamedPair",
     "PackedRows",
     "Packing",
     "SourceConfig",
     "TokenFile",
+    "UnfitPair",
     "build_corpus",
+    "held_out",
     "pack",
     "read_articles",
     "read_chats",
     "read_conversations",
     "read_countries",
     "read_documents",
+    "read_pairs",
     "rows_of_step",
-    "split_chats",
     "write_documents",
     "write_tokens",
 ]

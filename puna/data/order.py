@@ -25,12 +25,13 @@ def rows_of_step(seed: int, step: int, batch_rows: int, n_rows: int) -> Ints:
     rows = np.empty_like(places)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        rows[here] = _permutation(seed, int(epoch), n_rows)[within[here]]
+        rows[here] = permutation(seed, int(epoch), n_rows)[within[here]]
     return rows
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, n_rows: int) -> Ints:
+def permutation(seed: int, epoch: int, n_rows: int) -> Ints:
+    """(n_rows,) the order of an epoch's rows."""
     order = stream(seed, "order", epoch).permutation(n_rows)
     order.setflags(write=False)
     return order

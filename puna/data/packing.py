@@ -140,6 +140,11 @@ class Batch:
         tensors = (self.ids, self.labels, self.documents, self.positions)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
+    def with_rows(self, other: "Batch") -> "Batch":
+        """These rows and those of another batch below them."""
+        names = ("ids", "labels", "documents", "positions")
+        return Batch(*(torch.cat([getattr(self, n), getattr(other, n)]) for n in names))
+
 
 class PackedRows:
     """A token file packed into rows; safe to read from several threads.
@@ -147,14 +152,16 @@ class PackedRows:
     Args:
         tokens: the items.
         row_length: tokens of a row.
+        items: numbers of those to pack, any of them several times; all by default.
     """
 
-    def __init__(self, tokens: TokenFile, row_length: int) -> None:
+    def __init__(self, tokens: TokenFile, row_length: int, items: Ints | None = None) -> None:
         self.tokens = tokens
-        self.packing = pack(tokens.lengths, row_length)
+        chosen = np.arange(len(tokens)) if items is None else items
+        self.packing = pack(tokens.lengths[chosen], row_length)
         packing = self.packing
-        self._first = tokens.offsets[packing.item] + packing.start
-        self._item_end = tokens.offsets[packing.item + 1]
+        self._first = tokens.offsets[chosen[packing.item]] + packing.start
+        self._item_end = tokens.offsets[chosen[packing.item] + 1]
 
     def __len__(self) -> int:
         return len(self.packing)

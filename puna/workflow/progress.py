@@ -5,10 +5,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from puna.core.events import Event
 
+_SHOWN = 160
+
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def _short(text: str) -> str:
+    """A line of printable characters that fits most terminals."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}…"
 
 
 def _figures(event: Event) -> str:
@@ -57,6 +65,18 @@ class TerminalProgress:
 
     def _on_note(self, event: Event) -> None:
         self.console.print(f"  {event['text']}", markup=False, highlight=False)
+
+    def _on_warning(self, event: Event) -> None:
+        self.console.print(f"  warning: {event['text']}", style="yellow", markup=False)
+
+    def _on_validation(self, event: Event) -> None:
+        text = f"  step {event['step']}/{event['steps']} · held-out loss "
+        self.console.print(f"{text}{event['held_out_loss']:.3f}", highlight=False)
+
+    def _on_sample(self, event: Event) -> None:
+        said, answer = (" ".join(event[key].split()) for key in ("question", "answer"))
+        self.console.print(f"  step {event['step']} · {_short(said)}", style="dim", markup=False)
+        self.console.print(f"    -> {_short(answer)}", markup=False, highlight=False)
 
     def _on_train_resume(self, event: Event) -> None:
         self.console.print(f"  going on from step {event['step']} of {event['steps']}")

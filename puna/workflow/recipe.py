@@ -1,18 +1,18 @@
 """The recipe: one YAML file that says a model's whole life."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from puna.alignment import DPOConfig
+from puna.alignment import DPOConfig, TooLong
 from puna.core.config import Config, apply_overrides, load_yaml
 from puna.core.errors import UsageError
-from puna.data import CorpusConfig
+from puna.data import ChatForm, CorpusConfig
 from puna.data.generators import GeneratedText
 from puna.data.generators.kinds import WEIGHTS
 from puna.inference import Sampling
-from puna.model import LlamaConfig, llama_config
+from puna.model import LlamaConfig, LoraConfig, llama_config
 from puna.training import LoopConfig
 from puna.workflow.track import Tracker
 
@@ -93,13 +93,29 @@ class PretrainStage(Config):
     """How it is optimised."""
 
 
+class DataFile(Config):
+    """Data of your own: its path alone, or with a weight and a form."""
+
+    path: Path
+    """JSONL, JSON, Parquet or Arrow, or the folder of a Hugging Face dataset."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the tokens of all files; empty: each row once a pass."""
+    form: ChatForm = "auto"
+    """How a row says its chat; ``auto`` looks at the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str | Path) else given
+
+
 class SFTStage(Config):
     """Tuning on chats; only the answers are trained."""
 
     base: str = ""
     """Model to start from; empty takes the stage before."""
-    files: tuple[Path, ...] = ()
-    """Chats of your own: JSONL with ``messages``."""
+    files: tuple[DataFile, ...] = ()
+    """Chats of your own."""
     generated_chats: int = Field(default=0, ge=0)
     """Chats made by the generators."""
     dialogue_repeats: int = Field(default=0, ge=0)
@@ -107,9 +123,19 @@ class SFTStage(Config):
     replay: float = Field(default=0.0, ge=0, lt=1)
     """Share of the tokens that are pretraining documents, against forgetting; needs stages.data."""
     held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the chats in ``files`` kept for validation."""
+    """Share of the chats in ``files`` kept for validation, 500 chats at most."""
+    validations: int = Field(default=10, ge=1)
+    """How often the loss on them is measured while training."""
+    samples: int = Field(default=0, ge=0)
+    """Answers of the model shown each time."""
+    chat_format: Literal["auto", "llama3", "llama3.1", "llama3.2", "chatml"] = "auto"
+    """How chats are written; ``auto`` takes what the model's folder says."""
+    too_long: TooLong = "error"
+    """What becomes of a chat longer than a row: an error, ``cut`` at its end, or ``drop``."""
     row_length: int = Field(ge=8)
     """Tokens in a packed row."""
+    lora: LoraConfig | None = None
+    """Train an adapter instead of all weights."""
     loop: LoopConfig
     """How it is optimised."""
 
@@ -117,20 +143,32 @@ class SFTStage(Config):
     def _some_chats(self) -> Self:
         if not (self.files or self.generated_chats or self.dialogue_repeats):
             raise ValueError("no chats: set files, generated_chats or dialogue_repeats")
+        if len({file.weight is None for file in self.files}) > 1:
+            raise ValueError("some files have a weight and some have none: give it to all")
         return self
 
 
 class DPOStage(Config):
     """Preferences: make the better of two answers more likely."""
 
-    generated_pairs: int = Field(ge=1)
+    generated_pairs: int = Field(default=0, ge=0)
     """Pairs made by the generators."""
+    files: tuple[Path, ...] = ()
+    """Preferences of your own: ``chosen`` and ``rejected``, with or without ``prompt``."""
+    too_long: Literal["error", "drop"] = "error"
+    """What becomes of a pair longer than a row."""
     row_length: int = Field(ge=8)
     """Longest conversation, in tokens."""
     dpo: DPOConfig = DPOConfig()
     """The method's own knobs."""
     loop: LoopConfig
     """How it is optimised."""
+
+    @model_validator(mode="after")
+    def _some_pairs(self) -> Self:
+        if not (self.files or self.generated_pairs):
+            raise ValueError("no pairs: set files or generated_pairs")
+        return self
 
 
 class EvaluateStage(Config):

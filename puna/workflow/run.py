@@ -22,10 +22,11 @@ from puna.workflow.evaluate_stage import run_baselines, run_evaluate
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
 from puna.workflow.report import write_report
+from puna.workflow.sft_stage import conversations, run_sft
 from puna.workflow.stage import Artifact, run_stage
 from puna.workflow.summary import write_summary
 from puna.workflow.track import build_tracker
-from puna.workflow.train_stages import conversations, fresh_model, run_dpo, run_pretrain, run_sft
+from puna.workflow.train_stages import fresh_model, run_dpo, run_pretrain
 
 Work = Callable[[Path], dict[str, Any]]
 EVENTS = "events.jsonl"
@@ -135,7 +136,8 @@ def _pretrain(run: Run) -> Artifact:
 def _sft(run: Run, before: Artifact | None) -> Artifact:
     config = run.recipe.stages.sft
     assert config is not None
-    for path in (*config.files, *([Path(config.base)] if config.base else [])):
+    files = [file.path for file in config.files]
+    for path in (*files, *([Path(config.base)] if config.base else [])):
         if path.resolve().is_relative_to(run.folder.resolve()):
             raise UsageError(
                 f"{path} lies in {run.folder}, which this run replaces: give the run another name"
@@ -146,7 +148,7 @@ def _sft(run: Run, before: Artifact | None) -> Artifact:
         base, known = config.base, _base_digest(config.base)
         _judge(run, "base", known, partial(load_model, base, device=default_device()))
     talks = conversations() if config.dialogue_repeats else []
-    inputs = [known, sha256_value([c.key for c in talks]), *map(_digest, config.files)]
+    inputs = [known, sha256_value([c.key for c in talks]), *map(_digest, files)]
     data = run.done.get("data")
     folder = data.folder if data else None
     work = partial(run_sft, config, run.recipe.seed, base, folder, run.drawn, run.events)
@@ -158,7 +160,8 @@ def _dpo(run: Run, before: Artifact) -> Artifact:
     assert config is not None
     base = before.folder / "model"
     work = partial(run_dpo, config, run.recipe.seed, base, run.drawn, run.events)
-    return _trained(run, "dpo", config, [before.digest], work)
+    inputs = [before.digest, *map(_digest, config.files)]
+    return _trained(run, "dpo", config, inputs, work)
 
 
 def _base_digest(name: str) -> str:

@@ -1,0 +1,114 @@
+"""Looks at a model while it is tuned: its loss on held-out chats, and what it answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.core.events import EventLog
+from puna.data import PackedRows
+from puna.model import Llama
+from puna.tokenizer import Message, Tokenizer
+from puna.training import next_token
+
+_ROWS_AT_ONCE = 4
+_ANSWER_TOKENS = 48
+
+
+@dataclass
+class Watch:
+    """Called after each step; emits ``validation`` and ``sample`` events at regular steps.
+
+    It leaves weights and random state alone: what it sees changes nothing of the training.
+    """
+
+    tokenizer: Tokenizer
+    rows: PackedRows | None
+    """Held-out chats; None where there are none."""
+    questions: Sequence[Sequence[Message]]
+    """Conversations that the model is asked to continue."""
+    steps: int
+    """Steps of the training."""
+    every: int
+    """Steps between two looks."""
+    events: EventLog
+    stage: str
+    losses: dict[int, float] = field(default_factory=dict)
+    """Mean loss of the held-out tokens, in nats, by step."""
+
+    def __call__(self, step: int, model: Llama) -> None:
+        if step % self.every == 0 or step == self.steps:
+            self.look(step, model)
+
+    @torch.no_grad()
+    def look(self, step: int, model: Llama) -> None:
+        """Measure and ask now."""
+        at = {"stage": self.stage, "step": step, "steps": self.steps}
+        if self.rows is not None:
+            self.losses[step] = held_out_loss(model, self.rows)
+            self.events.emit("validation", **at, held_out_loss=self.losses[step])
+        for messages in self.questions:
+            answer = greedy_answer(model, self.tokenizer, messages)
+            self.events.emit("sample", **at, question=messages[-1].content, answer=answer)
+
+
+@torch.no_grad()
+def held_out_loss(model: Llama, rows: PackedRows) -> float:
+    """Mean loss of the trained tokens of all rows, in nats."""
+    total, count = 0.0, 0
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        numbers = list(range(start, min(start + _ROWS_AT_ONCE, len(rows))))
+        outcome = next_token(model, rows.rows(numbers).to(model.device))
+        total += float(outcome.loss_sum)
+        count += outcome.count
+    return round(total / count, 4)
+
+
+class _Grown:
+    """Keys and values of one layer and one text, kept by growing."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def attend(self, queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor) -> Tensor:
+        opening = self.kept is None
+        if self.kept is not None:
+            keys_bgtd = torch.cat([self.kept[0], keys_bgtd], 2)
+            values_bgtd = torch.cat([self.kept[1], values_bgtd], 2)
+        self.kept = (keys_bgtd, values_bgtd)
+        return F.scaled_dot_product_attention(
+            queries_bhtd, keys_bgtd, values_bgtd, is_causal=opening, enable_gqa=True
+        )
+
+
+class _GrownCache:
+    def __init__(self, n_layers: int) -> None:
+        self.layers = [_Grown() for _ in range(n_layers)]
+
+
+@torch.no_grad()
+def greedy_answer(
+    model: Llama, tokenizer: Tokenizer, messages: Sequence[Message], most: int = _ANSWER_TOKENS
+) -> str:
+    """The most probable answer, by the very modules that are trained.
+
+    The engine is faster, but runs a copy of plain weights: here adapters and weights in 4 bits are
+    on the model.
+    """
+    prompt = tokenizer.chat.encode(tokenizer, messages, add_generation_prompt=True).ids
+    prompt = prompt[-(model.config.context - most) :]
+    cache, ids, answer = _GrownCache(model.config.n_layers), prompt, list[int]()
+    while len(answer) < most:
+        first = len(prompt) + len(answer) - len(ids)
+        positions_bt = torch.arange(first, first + len(ids), device=model.device)[None]
+        ids_bt = torch.tensor([ids], device=model.device)
+        hidden_btd = model.hidden(ids_bt, positions_bt=positions_bt, cache=cache)
+        weight_vd = model.head_weight().to(hidden_btd.dtype)
+        token = int(F.linear(hidden_btd[0, -1], weight_vd).argmax())
+        if token in tokenizer.stop_ids:
+            break
+        answer.append(token)
+        ids = [token]
+    return tokenizer.decode(answer, skip_special=True)
