@@ -16,6 +16,7 @@ from puna.model.attention import Attention, additive, document_mask, plain_is_fa
 from puna.model.cache import Cache, LayerCache
 from puna.model.config import LlamaConfig
 from puna.model.linear import Linear, RMSNorm
+from puna.model.recompute import Recompute
 from puna.model.rope import rope_frequencies, rope_tables
 
 INIT_STD = 0.02
@@ -84,6 +85,7 @@ class Llama(nn.Module):
 
     Attributes:
         compute_dtype: data type of activations and products; None means that of the weights.
+        recompute: which activations training forgets and computes again; None keeps them all.
         architecture: what transformers calls this class.
     """
 
@@ -93,6 +95,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.recompute: Recompute | None = None
         self.model = Trunk(config)
         self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
 
@@ -161,8 +164,10 @@ class Llama(nn.Module):
         cos, sin = rope_tables(frequencies, positions_bt)
         cos, sin = cos.to(x_btd.dtype), sin.to(x_btd.dtype)
         layers = repeat(None, self.config.n_layers) if cache is None else cache.layers
-        for block, layer in zip(self.model.layers, layers, strict=True):
-            x_btd = block(x_btd, cos, sin, mask, layer)
+        recompute = self.recompute if cache is None and torch.is_grad_enabled() else None
+        for number, (block, layer) in enumerate(zip(self.model.layers, layers, strict=True)):
+            run = block if recompute is None else recompute.wrap(number, block)
+            x_btd = run(x_btd, cos, sin, mask, layer)
         return self.model.norm(x_btd)
 
     def forward(

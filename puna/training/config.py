@@ -16,8 +16,12 @@ class LoopConfig(Config):
     """Rows of data in one optimizer step, over all processes and micro-batches."""
     micro_rows: int = Field(default=0, ge=0)
     """Rows in one forward pass; 0 takes the whole batch at once."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW for everything, as Llama 3; or Muon for the blocks' matrices: far fewer steps."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """AdamW for everything, as Llama 3; the same with moments of 8 bits, in a quarter of their
+    memory; or Muon for the blocks' matrices: far fewer steps."""
+    optimizer_in_backward: bool = False
+    """Update each weight within the backward pass and free its gradient. ``clip_norm`` then holds
+    for each parameter's gradient by itself, and a step is one pass: ``micro_rows`` must be 0."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -34,6 +38,13 @@ class LoopConfig(Config):
     """Largest norm of the whole gradient."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Data type of activations and products; auto is bf16 where the hardware has it."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What blocks forget and compute again in the backward pass: nothing, all but the results of
+    their products, or everything; losses stay the same, bit for bit."""
+    recompute_every: int = Field(default=1, ge=1)
+    """With ``recompute``, every how many blocks forget."""
+    offload_activations: bool = False
+    """With ``recompute`` on a GPU, keep in the host's memory what blocks keep. Nothing on CPU."""
     compile: bool = False
     """Compile each block with torch.compile: slower first step, faster others."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -43,6 +54,15 @@ class LoopConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.optimizer_in_backward and self.micro_rows not in (0, self.batch_rows):
+            raise ValueError(
+                f"optimizer_in_backward updates after one pass, micro_rows {self.micro_rows} makes "
+                "several: set it to 0"
+            )
+        if self.recompute == "none" and (self.offload_activations or self.recompute_every > 1):
+            raise ValueError(
+                "offload_activations and recompute_every need recompute: set it to full"
+            )
         if self.warmup_steps > self.steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} exceeds steps {self.steps}: lower it"

@@ -7,7 +7,7 @@ result does not depend on how the batch was cut into micro-batches.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from puna.core.devices import fast_bf16, peak_flops
 from puna.core.errors import PunaError
 from puna.core.events import EventLog
+from puna.core.random import stable_seed
 from puna.model import Llama
+from puna.model.recompute import Recompute
 from puna.training import checkpoint
 from puna.training.checkpoint import Kept, Progress
 from puna.training.config import LoopConfig
 from puna.training.interrupt import Interrupted, deferred_interrupt
-from puna.training.optimizer import build_optimizers, learning_rate, scale_and_clip, update
+from puna.training.optimizer import learning_rate
+from puna.training.updates import Updates, updates_of
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,25 @@ def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def _recompute(config: LoopConfig) -> Recompute | None:
+    if config.recompute == "none":
+        return None
+    return Recompute(config.recompute, config.recompute_every, config.offload_activations)
+
+
 def _step(
     model: Llama,
     objective: Objective,
     batches: list[Any],
-    optimizers: Sequence[torch.optim.Optimizer],
+    updates: Updates,
     config: LoopConfig,
     step: int,
-    trained: nn.Module,
 ) -> tuple[_Window, float]:
     """One optimizer step; returns its sums and the gradient norm before clipping."""
-    done = _Window(steps=1)
+    done, rate = _Window(steps=1), learning_rate(config, step)
     for batch in batches:
         outcome = objective(model, batch.to(model.device))
+        updates.expect(outcome.count, rate)
         outcome.loss_sum.backward()
         sums = {"loss": float(outcome.loss_sum.detach()), **outcome.metrics}
         done.add(_Window(count=outcome.count, tokens=batch.n_tokens, sums=sums))
@@ -90,10 +99,10 @@ def _step(
         raise PunaError(f"step {step + 1}: no position has a label: check the data's masks")
     if not math.isfinite(done.sums["loss"]):
         raise PunaError(f"step {step + 1}: the loss is {done.sums['loss']}: lower learning_rate")
-    norm = scale_and_clip(trained, done.count, config.clip_norm)
+    norm = updates.norm(done.count)
     if not math.isfinite(norm):
         raise PunaError(f"step {step + 1}: the gradient's norm is {norm}: lower learning_rate")
-    update(optimizers, learning_rate(config, step))
+    updates.apply(rate)
     return done, norm
 
 
@@ -131,7 +140,9 @@ def train(
     dtype = compute_dtype(config, model.device)
     peak = peak_flops(model.device.type, dtype)  # draws numbers, so before they are restored
     trained = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
-    optimizers = build_optimizers(trained, config)
+    torch.manual_seed(stable_seed("train", stage))  # of dropout: the same run anywhere
+    updates = updates_of(trained, config)
+    optimizers = updates.optimizers
     at = checkpoint.restore(checkpoints, trained, optimizers, kept) or Progress(0, 0, 0.0)
     if at.step:
         events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
@@ -140,11 +151,16 @@ def train(
     model.compute_dtype = dtype
     if config.compile:
         model.compile_blocks()
-    with deferred_interrupt() as stop_asked:
+    model.recompute = _recompute(config)
+    if config.offload_activations and model.device.type == "cpu":
+        events.emit(
+            "note", text="offload_activations: activations are in the host's memory already"
+        )
+    with updates, deferred_interrupt() as stop_asked:
         while at.step < config.steps:
             started = time.perf_counter()
             batches = source(at.step)
-            done, norm = _step(model, objective, batches, optimizers, config, at.step, trained)
+            done, norm = _step(model, objective, batches, updates, config, at.step)
             done.seconds = time.perf_counter() - started
             at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
             window.add(done)
@@ -178,5 +194,5 @@ def train(
             f"stopped in {stage} after step {at.step} of {config.steps}, which is saved: "
             "run the same command to go on"
         )
-    model.compute_dtype = None
+    model.compute_dtype = model.recompute = None
     return at

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from puna.training.adamw8bit import AdamW8bit
 from puna.training.config import LoopConfig
 
 
@@ -24,25 +25,37 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
+    """AdamW for all that is trained, or Muon for the blocks' matrices and AdamW for the rest.
+
+    One for each parameter where they are updated within the backward pass.
 
     Norm weights are not decayed. Muon (Jordan 2024) orthogonalises each matrix's momentum; its
     steps are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2), so one
     learning rate serves both.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if config.optimizer_in_backward:
+        return [optimizer for one in named for optimizer in _optimizers([one], config)]
+    return _optimizers(named, config)
+
+
+def _optimizers(named: list[tuple[str, nn.Parameter]], config: LoopConfig) -> list[Optimizer]:
     inner = [p for name, p in named if p.ndim == 2 and ".layers." in name]
     outer = [p for name, p in named if p.ndim == 2 and ".layers." not in name]
     norms = [p for _, p in named if p.ndim < 2]
-    if config.optimizer == "adamw":
+    if config.optimizer != "muon":
         return [_adamw(inner + outer, norms, config)]
-    muon = torch.optim.Muon(
-        inner,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, _adamw(outer, norms, config)]
+    found: list[Optimizer] = []
+    if inner:
+        found = [
+            torch.optim.Muon(
+                inner,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        ]
+    return [*found, _adamw(outer, norms, config)] if outer or norms else found
 
 
 def _adamw(
@@ -53,6 +66,8 @@ def _adamw(
         {"params": norms, "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
+    if config.optimizer == "adamw8bit":
+        return AdamW8bit(groups, lr=config.learning_rate, betas=betas)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
 
 
