@@ -157,7 +157,7 @@ class RewardReport:
 
 def judge_rewards(model: RewardModel, comparisons: Sequence[Comparison]) -> RewardReport:
     """Accuracy and calibration on comparisons the model has not seen."""
-    scores = _scores(model, comparisons)
+    scores = score_comparisons(model, comparisons)
     gaps = torch.tensor([row[0] - row[-1] for row in scores], dtype=torch.float64)
     right = (gaps > 0).double()
     error = calibration_error(torch.sigmoid(gaps.abs()), right)
@@ -191,11 +191,11 @@ def score(
             raise UsageError(f"conversation {number} must end with the assistant's answer")
         where, context = f"conversation {number}", model.config.context
         encoded.append(encode_answers(tokenizer, messages[:-1], messages[-1:], context, where))
-    return [row[0] for row in _scores(model, encoded)]
+    return [row[0] for row in score_comparisons(model, encoded)]
 
 
 @torch.inference_mode()
-def _scores(model: RewardModel, comparisons: Sequence[Comparison]) -> list[list[float]]:
+def score_comparisons(model: RewardModel, comparisons: Sequence[Comparison]) -> list[list[float]]:
     """The score of every answer of every comparison."""
     found: dict[int, list[float]] = {}
     for members in batches_of(comparisons):
