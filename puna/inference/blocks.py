@@ -61,7 +61,7 @@ class CompiledBlock(nn.Module):
         super().__init__()
         self.block = block
         self._adapters = adapters
-        self._tensors = dict(block.state_dict())
+        self._tensors = list(block.state_dict().values())
         self._whole = whole
         self._between = between
 
@@ -74,7 +74,7 @@ class CompiledBlock(nn.Module):
             result = self.block(x, cos, sin, mask, layer)
         elif one_row:
             x = x.float()  # the stream of one token stays in fp32: fewer conversions, less rounding
-            result = self._whole(self._tensors, x, cos, sin, *_stores(layer))
+            result = self._whole(x, cos, sin, *_stores(layer), *self._tensors)
         elif self._between is not None:
             result = self._between.run(self.block, x, cos, sin, mask, layer)
         else:
@@ -170,10 +170,14 @@ def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters) -> nn.ModuleList:
     """The blocks, compiled."""
     first: Any = blocks[0]
 
-    def whole(tensors: dict[str, Tensor], x: Tensor, cos: Tensor, sin: Tensor, *stores: Any) -> Any:
-        return functional_call(first, tensors, (x, cos, sin, None, _layer(*stores)))
+    names = list(first.state_dict())
 
-    step = Step(whole, {9: [1]})  # of `_stores` the sixth, after four other arguments
+    def whole(x: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
+        tensors = dict(zip(names, rest[_N_STORES:], strict=True))
+        layer = _layer(*rest[:_N_STORES])
+        return functional_call(first, tensors, (x, cos, sin, None, layer))
+
+    step = Step(whole, {8: [1]})  # of `_stores` the sixth, after three other arguments
     between = None
     if isinstance(first.self_attn, JoinedAttention):
         rounded = isinstance(first.self_attn.o_proj, Int8Rows)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from puna.inference.attention import attend_one
 from puna.inference.cache import AttendOne
+from puna.inference.shortcut import Shortcut
 
 _OPTIONS: dict[str, Any] = {
     "guard_filter_fn": lambda guards: [False for _ in guards],
@@ -28,7 +29,7 @@ class Step:
     """A function compiled at its first call.
 
     Args:
-        function: of tensors, and dictionaries of tensors; pure but for writes into its arguments.
+        function: of tensors, or None, to one or several; pure but for writes into its arguments.
         varying: for the number of an argument, if there is one, which of its sizes may change from
             call to call; at the first call they must be above 1.
     """
@@ -57,8 +58,7 @@ def _compile(function: Callable[..., Any], args: Sequence[Any]) -> Callable[...,
     with settings.patch(use_duck_shape=False):
         ahead = compiled.aot_compile((tuple(args), {}))
     ahead.disable_guard_check()
-    run: Callable[..., Any] = ahead.fn
-    return run
+    return Shortcut(ahead.fn)
 
 
 class CompiledHead(nn.Module):
@@ -67,15 +67,20 @@ class CompiledHead(nn.Module):
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
-        self._tensors = dict(head.state_dict())
-        self._step = Step(lambda tensors, x: functional_call(head, tensors, (x,)))
+        state = head.state_dict()
+        self._tensors = list(state.values())
+
+        def call(x: Tensor, *tensors: Tensor) -> Any:
+            return functional_call(head, dict(zip(state, tensors, strict=True)), (x,))
+
+        self._step = Step(call)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > x.shape[-1]:
             result: Tensor = self.head(x)
             return result
         # bf16 after a prompt, fp32 after a token
-        compiled: Tensor = self._step(self._tensors, x.float())
+        compiled: Tensor = self._step(x.float(), *self._tensors)
         return compiled
 
 

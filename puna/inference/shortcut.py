@@ -1,0 +1,132 @@
+"""The short way to a compiled function: past the Python that torch puts around it.
+
+A call of a compiled function passes through half a dozen layers of torch before it reaches
+Inductor's code, which for one block of a small model cost a fifth of its time (docs/log.md). What
+that code is given, some of the arguments' tensors and some of their sizes, is learned by watching
+calls; from then on it is given the same without the layers.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch._inductor.output_code import CompiledFxGraph
+
+_watching = threading.Lock()
+
+
+class _Size(NamedTuple):
+    """A size or a stride of an argument."""
+
+    argument: int
+    dimension: int
+    stride: bool
+
+    def of(self, args: Sequence[Any]) -> int:
+        tensor = args[self.argument]
+        return int(tensor.stride(self.dimension) if self.stride else tensor.shape[self.dimension])
+
+
+class _Call(NamedTuple):
+    graph: CompiledFxGraph
+    inputs: list[Any]
+    outputs: Sequence[Any]
+
+
+class Shortcut:
+    """A compiled function of tensors, or None, called the short way once that is known to be right.
+
+    An integer that the code is given may be one of several sizes, equal so far. All stay
+    candidates: where they differ in a call, it goes the long way and more is learned.
+
+    Args:
+        run: the compiled function, without guards; its code changes no arguments' metadata.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
+        self._code: Callable[[list[Any]], Sequence[Any]] | None = None
+        self._inputs: list[int | list[_Size]] = []
+        self._outputs: list[int] = []
+        self._single = True
+        self._learnable = True
+
+    def __call__(self, *args: Any) -> Any:
+        if self._code is None:
+            return self._watched(args) if self._learnable else self._run(*args)
+        inputs: list[Any] = []
+        for source in self._inputs:
+            if isinstance(source, int):
+                inputs.append(args[source])
+                continue
+            number = source[0].of(args)
+            if any(other.of(args) != number for other in source[1:]):
+                return self._watched(args)
+            inputs.append(number)
+        outputs = self._code(inputs)
+        if self._single:
+            return outputs[self._outputs[0]]
+        return tuple(outputs[place] for place in self._outputs)
+
+    def _watched(self, args: Sequence[Any]) -> Any:
+        calls: list[_Call] = []
+        thread = threading.get_ident()
+        with _watching:
+            original = CompiledFxGraph.__call__
+
+            def watch(graph: CompiledFxGraph, inputs: Sequence[Any]) -> Any:
+                given = list(inputs)  # the code empties the list
+                outputs = original(graph, inputs)
+                if threading.get_ident() == thread:
+                    calls.append(_Call(graph, given, outputs))
+                return outputs
+
+            CompiledFxGraph.__call__ = watch  # type: ignore[method-assign]
+            try:
+                result = self._run(*args)
+            finally:
+                CompiledFxGraph.__call__ = original  # type: ignore[method-assign]
+        self._learnable = len(calls) == 1 and self._learn(calls[0], args, result)
+        if not self._learnable:
+            self._code = None
+        return result
+
+    def _learn(self, call: _Call, args: Sequence[Any], result: Any) -> bool:
+        """Whether the call says how to make its inputs and its result."""
+        known = self._inputs or [None] * len(call.inputs)
+        inputs = [
+            _source(given, args, former) for given, former in zip(call.inputs, known, strict=True)
+        ]
+        self._single = isinstance(result, Tensor)
+        results = [result] if self._single else list(result)
+        outputs = [_place(each, call.outputs) for each in results]
+        if None in outputs or not all(source is not None and source != [] for source in inputs):
+            return False
+        self._inputs = [source for source in inputs if source is not None]
+        self._outputs = [place for place in outputs if place is not None]
+        self._code = call.graph.current_callable
+        return self._code is not None
+
+
+def _place(wanted: Any, among: Sequence[Any]) -> int | None:
+    return next((place for place, each in enumerate(among) if each is wanted), None)
+
+
+def _source(
+    given: Any, args: Sequence[Any], former: int | list[_Size] | None
+) -> int | list[_Size] | None:
+    """The argument that ``given`` is, or the sizes it may be."""
+    if isinstance(given, Tensor):
+        return _place(given, args)
+    if isinstance(former, list):
+        sizes = former
+    else:
+        sizes = [
+            _Size(number, dimension, stride)
+            for number, argument in enumerate(args)
+            if isinstance(argument, Tensor)
+            for dimension in range(argument.ndim)
+            for stride in (False, True)
+        ]
+    return [size for size in sizes if size.of(args) == given]
