@@ -158,6 +158,8 @@ class _Writer:
                 self._count(chat, item)
                 self._note(number, chat.drawn(self.seed))
                 yield item
+        if not self.counts.chats:
+            raise UsageError(f"no chat fits a row of {self.row_length} tokens: raise row_length")
         for item in replay(self.counts.tokens) if replay else ():
             self._note(len(sources), 0)
             yield item

@@ -99,8 +99,11 @@ def smooth(values: Sequence[float], reach: int) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for start, end in ends]
 
 
-def loss_plot(stage: str, steps: Sequence[Event]) -> Plot:
-    """Loss over steps, raw and smoothed, with the learning rate faint behind it."""
+def loss_plot(stage: str, steps: Sequence[Event], held_out: Mapping[str, float]) -> Plot:
+    """Loss over steps, raw and smoothed, with the learning rate faint behind it.
+
+    ``held_out`` is the loss on held-out chats by step, where it was measured.
+    """
     losses = [event["loss"] for event in steps]
     with rc_context(_STYLE):
         figure, axes = _axes(f"loss-{stage}")
@@ -108,6 +111,9 @@ def loss_plot(stage: str, steps: Sequence[Event]) -> Plot:
         _line(rate, steps, [e["learning_rate"] for e in steps], _INK, dashed=True, faint=True)
         _line(axes, steps, losses, _FIRST, faint=True, label="loss")
         _line(axes, steps, smooth(losses, len(losses) // 40), _FIRST, label="smoothed")
+        if held_out:
+            places = [int(step) for step in held_out]
+            axes.plot(places, list(held_out.values()), "o-", color=_SECOND, ms=3, label="held out")
         axes.plot([], [], color=_INK, ls="--", lw=1, alpha=0.6, label="learning rate (right)")
         rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         rate.set_ylim(bottom=0)
@@ -117,6 +123,9 @@ def loss_plot(stage: str, steps: Sequence[Event]) -> Plot:
     last = steps[-1]
     described = f"Loss of {stage}: {losses[0]:.3f} at step {steps[0]['step']:,}, "
     described += f"{losses[-1]:.3f} at step {last['step']:,} of {last['steps']:,}."
+    if held_out:
+        first, *_, end = held_out.values()
+        described += f" On held-out chats: {first:.3f} before, {end:.3f} after."
     return Plot(f"Loss of {stage}", svg, described)
 
 

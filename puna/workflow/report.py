@@ -113,7 +113,10 @@ def _page(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "models": list(models),
         "comparison": comparison(summary),
         "kinds": _kinds(models),
-        "losses": [loss_plot(name, found) for name, found in steps.items()],
+        "losses": [
+            loss_plot(name, found, stages[name].get("held_out_losses", {}))
+            for name, found in steps.items()
+        ],
         "rewards": [reward_plot(n, s) for n, s in steps.items() if "reward_accuracy" in s[-1]],
         "bits": _bits(summary),
         "dialogues": _side_by_side(samples, "dialogues", "question"),

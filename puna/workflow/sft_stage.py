@@ -1,5 +1,6 @@
 """The stage that tunes a model on chats, full or with an adapter."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,8 +54,9 @@ def run_sft(
         add_lora(model, config.lora, seed=seed)
         events.emit("note", text=_adapter_note(model))
     model.compute_dtype = compute_dtype(config.loop, model.device)
-    watch = _watch(config, tokenizer, chats, events, folder.name)
-    watch.look(0, model)
+    watch = _watch(config, tokenizer, chats, events, folder)
+    if 0 not in watch.losses:
+        watch.look(0, model)
     source = MixSource(rows, config.loop.batch_rows, config.loop.micro_rows)
     facts = train_and_save(
         model, tokenizer, next_token, source, config.loop, config.row_length, events, folder,
@@ -119,15 +121,16 @@ def _adapter_note(model: Llama) -> str:
 
 
 def _watch(
-    config: SFTStage, tokenizer: Tokenizer, chats: ChatSet, events: EventLog, stage: str
+    config: SFTStage, tokenizer: Tokenizer, chats: ChatSet, events: EventLog, folder: Path
 ) -> Watch:
     rows = None
     if len(chats.held_out):
         rows = PackedRows(chats.tokens, config.row_length, chats.held_out)
     steps = config.loop.steps
     questions = chats.questions[: config.samples]
-    every = max(1, steps // config.validations)
-    return Watch(tokenizer, rows, questions, steps, every, events, stage)
+    every = math.ceil(steps / config.validations)
+    kept = folder / SCRATCH / "validation.json"
+    return Watch(tokenizer, rows, questions, steps, every, events, folder.name, kept)
 
 
 def _held_out_facts(watch: Watch, model: Llama, n_chats: int, events: EventLog) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _held_out_facts(watch: Watch, model: Llama, n_chats: int, events: EventLog) 
         "held_out_chats": n_chats,
         "held_out_loss_before": before,
         "held_out_loss": after,
-        "held_out_losses": {str(step): loss for step, loss in watch.losses.items()},
+        "held_out_losses": {str(step): loss for step, loss in sorted(watch.losses.items())},
     }
 
 

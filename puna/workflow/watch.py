@@ -1,13 +1,17 @@
 """Looks at a model while it is tuned: its loss on held-out chats, and what it answers."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from puna.core.events import EventLog
+from puna.core.files import write_json
 from puna.data import PackedRows
 from puna.model import Llama
 from puna.tokenizer import Message, Tokenizer
@@ -35,8 +39,14 @@ class Watch:
     """Steps between two looks."""
     events: EventLog
     stage: str
-    losses: dict[int, float] = field(default_factory=dict)
-    """Mean loss of the held-out tokens, in nats, by step."""
+    kept: Path
+    """File of the losses measured, so that a run that goes on knows those before."""
+
+    @cached_property
+    def losses(self) -> dict[int, float]:
+        """Mean loss of the held-out tokens, in nats, by step."""
+        found = json.loads(self.kept.read_text()) if self.kept.exists() else {}
+        return {int(step): loss for step, loss in found.items()}
 
     def __call__(self, step: int, model: Llama) -> None:
         if step % self.every == 0 or step == self.steps:
@@ -48,6 +58,7 @@ class Watch:
         at = {"stage": self.stage, "step": step, "steps": self.steps}
         if self.rows is not None:
             self.losses[step] = held_out_loss(model, self.rows)
+            write_json(self.kept, self.losses)
             self.events.emit("validation", **at, held_out_loss=self.losses[step])
         for messages in self.questions:
             answer = greedy_answer(model, self.tokenizer, messages)

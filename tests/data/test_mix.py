@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from puna.core.errors import UsageError
 from puna.core.random import stream
-from puna.data import Group, MixedRows, MixSource, PackedRows, TokenFile, pack, write_tokens
+from puna.data import (
+    Group,
+    MixedRows,
+    MixSource,
+    PackedRows,
+    TokenFile,
+    pack,
+    read_conversations,
+    write_tokens,
+)
 from puna.training import LoopConfig, RowSource
 
 
@@ -89,3 +98,9 @@ def test_chats_of_usual_lengths_leave_at_most_two_percent_of_padding(
 ) -> None:
     lengths = np.random.default_rng(seed).lognormal(mean, spread, 2000)
     assert pack(np.clip(lengths, 8, 512).astype(int), 512).padding <= 0.02
+
+
+def test_real_dialogues_leave_at_most_two_percent_of_padding() -> None:
+    lengths = [sum(map(len, talk.turns)) // 3 for talk in read_conversations()]
+    assert len(lengths) > 900
+    assert pack(np.clip(lengths, 1, 256), 256).padding <= 0.02
