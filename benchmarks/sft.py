@@ -1,0 +1,157 @@
+"""SFT beside TRL's SFTTrainer (packed) and transformers' Trainer (padded): same weights, same texts.
+
+    python benchmarks/sft.py                 # about 3 minutes
+    python benchmarks/sft.py --quick
+
+A Llama of 23.6M parameters besides its tied embedding of 8,192 tokens; texts of chat length, 16 to
+400 tokens, most of them short. Tokens are those of the texts, padding left out. Puna and TRL pack
+into rows of 512 and take 4 a step; Trainer takes 16 texts a step, padded to the longest. Each side
+runs with its defaults: Puna and TRL in bf16, TRL with activation checkpointing, Trainer in fp32.
+``--bf16`` lets Trainer have bf16 too.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import harness
+import numpy as np
+import tuning
+from harness import Claim
+
+ROW, ROWS, TEXTS_A_STEP = 512, 4, 16
+STEPS, VOCABULARY = 40, 8192
+SIDES = ("puna", "trl", "transformers")
+
+
+def texts() -> list[list[int]]:
+    """Texts of chat length: half of them have fewer than 100 tokens."""
+    rng = np.random.default_rng(2)
+    lengths = np.clip(rng.lognormal(np.log(100), 0.8, 1000).astype(int), 16, 400)
+    return [tuning.random_ids(rng, int(n), int(n)) for n in lengths]
+
+
+def run_puna(folder: Path) -> None:
+    from puna.core.events import EventLog
+    from puna.data import PackedRows, write_tokens
+    from puna.formats import load_model
+    from puna.training import LoopConfig, RowSource, next_token, train
+
+    turns = tuning.Turns()
+    model, _ = load_model(folder)
+    items = [(ids, [True] * len(ids)) for ids in texts()]
+    rows = PackedRows(write_tokens(folder / "tokens", items, VOCABULARY), ROW)
+    loop = LoopConfig(
+        steps=STEPS, batch_rows=ROWS, learning_rate=tuning.LEARNING_RATE, log_every=STEPS,
+        checkpoint_every=STEPS,
+    )  # fmt: skip
+    batches = RowSource(rows, 1, loop)
+    counts: list[int] = []
+
+    def source(step: int) -> list[Any]:
+        turns.begin()
+        made = batches(step)
+        counts.append(sum(batch.n_tokens for batch in made))
+        return made
+
+    train(
+        model, next_token, source, loop, folder / "points", EventLog(),
+        after_step=lambda _step, _model: turns.end(counts.pop(0)),
+    )  # fmt: skip
+
+
+def run_peer(folder: Path, side: str, *, bf16: bool) -> None:
+    import torch
+    from datasets import Dataset
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        DataCollatorForLanguageModeling,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+    from trl import SFTConfig, SFTTrainer
+
+    turns = tuning.Turns()
+    counts: list[int] = []
+
+    class TakeTurns(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            turns.begin()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            turns.end(counts.pop(0))
+
+    common: dict[str, Any] = {
+        "output_dir": str(folder / side),
+        "use_cpu": True,
+        "learning_rate": tuning.LEARNING_RATE,
+        "max_steps": STEPS,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = Dataset.from_list([{"input_ids": ids} for ids in texts()])
+    if side == "trl":
+        settings = SFTConfig(
+            **common, packing=True, max_length=ROW, per_device_train_batch_size=ROWS
+        )
+        trainer = SFTTrainer(
+            model, args=settings, train_dataset=data, processing_class=tokenizer,
+            callbacks=[TakeTurns()],
+        )  # fmt: skip
+    else:
+        trainer = Trainer(
+            model,
+            args=TrainingArguments(**common, bf16=bf16, per_device_train_batch_size=TEXTS_A_STEP),
+            train_dataset=data,
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+            callbacks=[TakeTurns()],
+        )
+    collate = trainer.data_collator
+
+    def counting(examples: list[Any]) -> Any:
+        counts.append(sum(len(example["input_ids"]) for example in examples))
+        return collate(examples)
+
+    trainer.data_collator = counting
+    trainer.train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--bf16", action="store_true", help="transformers' Trainer in bf16")
+    parser.add_argument("--quick", action="store_true", help="two steps in place of five")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    arguments = parser.parse_args()
+    if arguments.side == "puna":
+        run_puna(arguments.folder)
+        return
+    if arguments.side:
+        run_peer(arguments.folder, arguments.side, bf16=arguments.bf16)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        n_params = tuning.build_folder(Path(scratch), VOCABULARY)
+        mode = ["--bf16"] if arguments.bf16 else []
+        commands = {s: [__file__, "--side", s, "--folder", scratch, *mode] for s in SIDES}
+        with tuning.Sides(commands) as running:
+            found = running.medians(2 if arguments.quick else 5)
+    tuning.show(found)
+    memory = {side: tuning.working_bytes(found[side], n_params) / 1e9 for side in SIDES}
+    report = {"machine": tuning.machine(), "sides": found, "working_gb": memory}
+    ours, packed, padded = (found[side] for side in SIDES)
+    claims: list[Claim] = [
+        tuning.speed_claim("packed: tokens/s", ours, packed, 1.5, "TRL"),
+        tuning.speed_claim("chat-length rows: tokens/s", ours, padded, 3.0, "Trainer"),
+    ]
+    harness.finish(report, claims, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What the tuning benchmarks share: a model, data of chat length, and loops that take turns.
+
+Each side runs its own trainer's loop in a process of its own. The loop stops before every step
+until it is asked to go on, so the steps of the sides alternate and meet the same weather.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from harness import Claim, Side, rounds
+
+from puna.core.devices import describe_machine
+
+SHAPE = {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408, "context": 1024}
+LEARNING_RATE = 1e-6
+STATE_BYTES = 16  # of a parameter under AdamW: weight, gradient and two moments in fp32
+
+
+class Turns:
+    """A training process's half of the game: it waits for a line, steps, and answers.
+
+    Made before the model is loaded, so that ``before`` is the memory of the libraries alone.
+    """
+
+    def __init__(self) -> None:
+        self._replies = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what libraries print must not come between
+        self.before = resident_bytes()
+        self._started = 0.0
+
+    def begin(self) -> None:
+        """Wait to be asked for a step; the process ends when nobody asks any more."""
+        if not sys.stdin.readline():
+            os._exit(0)
+        self._started = time.perf_counter()
+
+    def end(self, n_tokens: int, **figures: float) -> None:
+        """Tell how long the step took."""
+        seconds = time.perf_counter() - self._started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answer = {"tokens_per_s": n_tokens / seconds, "seconds": seconds}
+        memory = {"grown_bytes": peak - self.before, "peak_bytes": peak}
+        self._replies.write(json.dumps(answer | memory | figures) + "\n")
+        self._replies.flush()
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in use now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Sides:
+    """Processes by name, ended together."""
+
+    def __init__(self, commands: Mapping[str, list[str]]) -> None:
+        self._commands = commands
+        self._sides: dict[str, Side] = {}
+
+    def __enter__(self) -> Self:
+        self._sides = {name: Side(*command) for name, command in self._commands.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for side in self._sides.values():
+            side.close()
+
+    def medians(self, repeats: int) -> dict[str, dict[str, float]]:
+        """Medians of each side's steps; the first step of each warms up."""
+        return rounds({name: side.ask for name, side in self._sides.items()}, repeats)
+
+
+def working_bytes(figures: Mapping[str, float], n_params: int) -> float:
+    """Memory beyond the libraries and what AdamW needs for every parameter."""
+    return figures["grown_bytes"] - STATE_BYTES * n_params
+
+
+def build_folder(folder: Path, vocab_size: int) -> int:
+    """Write the model all sides load, with a small tokenizer; its number of parameters."""
+    from puna.formats import save_model
+    from puna.model import Llama, LlamaConfig
+    from puna.tokenizer import Tokenizer
+
+    fields = SHAPE | {"vocab_size": vocab_size, "tie_embeddings": True}
+    model = Llama(LlamaConfig.parse(fields, where="benchmark"))
+    model.init_weights(seed=1)
+    save_model(
+        folder, model, Tokenizer.train(["Hello there, how are you? "] * 9, 280, n_special=16)
+    )
+    return model.config.n_params()
+
+
+def random_ids(rng: np.random.Generator, least: int, most: int) -> list[int]:
+    """A text of some length between the two, its tokens drawn from those all vocabularies have."""
+    ids: list[int] = rng.integers(0, 8000, int(rng.integers(least, most + 1))).tolist()
+    return ids
+
+
+def speed_claim(name: str, ours: Mapping[str, float], theirs: Mapping[str, float], least: float,
+                peer: str) -> Claim:  # fmt: skip
+    """Tokens per second against a peer's."""
+    return Claim(name, ours["tokens_per_s"], least, theirs["tokens_per_s"], peer)
+
+
+def machine() -> dict[str, Any]:
+    """The facts that belong beside the figures, with the load when it began."""
+    facts: dict[str, Any] = describe_machine()
+    versions = {name: metadata.version(name) for name in ("transformers", "trl")}
+    return facts | versions | {"load": round(os.getloadavg()[0], 2)}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Figures as JSON, so that a run which is cut off has said something."""
+    print(json.dumps(report), flush=True)
