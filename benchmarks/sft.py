@@ -1,4 +1,4 @@
-"""SFT beside TRL's SFTTrainer (packed) and transformers' Trainer (padded): same weights, same texts.
+"""SFT beside TRL's SFTTrainer (packed) and transformers' Trainer (padded): same weights and texts.
 
     python benchmarks/sft.py                 # about 3 minutes
     python benchmarks/sft.py --quick

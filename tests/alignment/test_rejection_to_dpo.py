@@ -89,7 +89,7 @@ def pairs(
     folder = tmp_path_factory.mktemp("sampled")
     engine = Engine(tuned, tokenizer, EngineConfig(cache_tokens=8192, max_rows=64))
     asked = [Prompt((question(n),), {}) for n in range(160)]
-    config = RejectionConfig(answers=8, max_new_tokens=16)
+    config = RejectionConfig(answers=16, max_new_tokens=16)
     sample_best(engine, asked, each_by(worth), config, folder, EventLog(), origin={})
     rows = [json.loads(line) for line in (folder / PAIRS).read_text().splitlines()]
     return [
@@ -124,10 +124,10 @@ def test_dpo_on_the_same_pairs_wins_against_what_it_started_from(
 ) -> None:
     policy = deepcopy(tuned)
     reference = reference_logprobs(policy, pairs, tmp_path)
-    dpo, config = DPOConfig(), loop(200, 1e-3)
+    dpo, config = DPOConfig(), loop(150, 1e-3)
     source = RowSource(PairRows(pairs, reference, dpo), 1, config)
     train(policy, DPOObjective(dpo), source, config, tmp_path / "points", EventLog())
-    asked = range(1000, 1200)  # prompts that no pair is of
+    asked = range(160, 360)  # prompts that no pair is of
     before = np.array(sampled(tuned, tokenizer, asked, seed=1))
     after = np.array(sampled(policy, tokenizer, asked, seed=2))
     wins = fmean((after > before) + 0.5 * (after == before))
