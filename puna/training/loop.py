@@ -73,7 +73,8 @@ def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def _recompute(config: LoopConfig) -> Recompute | None:
+def recompute_of(config: LoopConfig) -> Recompute | None:
+    """What blocks forget under ``config``; None when they keep everything."""
     if config.recompute == "none":
         return None
     return Recompute(config.recompute, config.recompute_every, config.offload_activations)
@@ -151,7 +152,7 @@ def train(
     model.compute_dtype = dtype
     if config.compile:
         model.compile_blocks()
-    model.recompute = _recompute(config)
+    model.recompute = recompute_of(config)
     if config.offload_activations and model.device.type == "cpu":
         events.emit(
             "note", text="offload_activations: activations are in the host's memory already"
