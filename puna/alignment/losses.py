@@ -70,22 +70,6 @@ def bradley_terry_loss(better_p: Tensor, worse_p: Tensor, margin_p: Tensor | Non
     return -F.logsigmoid(gap if margin_p is None else gap - margin_p)
 
 
-def ranked_pairs(prompts_n: Tensor, ranks_n: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the better and the worse answer of every pair that answers one prompt.
-
-    Args:
-        prompts_n: number of each answer's prompt (answers,), int64.
-        ranks_n: place of each answer, 0 the best: edited 0, chosen 1, rejected 2. Answers of equal
-            rank make no pair.
-
-    Returns:
-        Two int64 tensors (pairs,), for `bradley_terry_loss` of ``scores[better], scores[worse]``.
-    """
-    same = prompts_n[:, None] == prompts_n[None, :]
-    better, worse = (same & (ranks_n[:, None] < ranks_n[None, :])).nonzero(as_tuple=True)
-    return better, worse
-
-
 def ppo_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:

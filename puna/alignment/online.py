@@ -41,7 +41,7 @@ class Online:
         loop: the loop's configuration; its rows are prompts.
         events: receives a ``rollout`` event, a row of the table, when a rollout has been used.
 
-    Raises `UsageError` when minibatches do not divide a rollout.
+    Raises `UsageError` without tasks, and when minibatches do not divide a rollout.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class Online:
         stage: str,
     ) -> None:
         config = method.rollouts
+        if not tasks:
+            raise UsageError("there are no prompts to answer: give at least one")
         if config.prompts % loop.batch_rows:
             raise UsageError(
                 f"rollouts.prompts {config.prompts} is not a multiple of the loop's batch_rows "

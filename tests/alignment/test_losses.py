@@ -26,7 +26,6 @@ from puna.alignment.losses import (
     kl_k1,
     kl_k3,
     ppo_policy_loss,
-    ranked_pairs,
     reverse_kl,
     symmetric_kl,
 )
@@ -127,12 +126,6 @@ def test_bradley_terry_finds_the_log_odds_of_the_wins() -> None:
         lambda gap: bradley_terry_loss(torch.where(wins, gap, -gap), torch.zeros(4, dtype=F64))
     )
     assert best == pytest.approx(math.log(3))
-
-
-def test_only_answers_of_one_prompt_with_different_ranks_are_paired() -> None:
-    prompts, ranks = torch.tensor([7, 7, 7, 8, 8, 9]), torch.tensor([1, 2, 0, 1, 1, 2])
-    better, worse = ranked_pairs(prompts, ranks)
-    assert set(zip(better.tolist(), worse.tolist(), strict=True)) == {(0, 1), (2, 0), (2, 1)}
 
 
 # --- ratio and clip

@@ -158,6 +158,13 @@ def test_minibatches_that_do_not_divide_a_rollout_are_refused(tokenizer: Tokeniz
         run(fresh(), config, tokenizer, Path("never"))
 
 
+def test_no_prompts_are_refused() -> None:
+    model = fresh()
+    method = PPO(PPOConfig(rollouts=rollouts()), model)
+    with pytest.raises(UsageError, match="no prompts to answer: give at least one"):
+        Online(model, method, [], list, count_low, LOOP, EventLog(), seed=1, stage="ppo")
+
+
 def test_answers_that_are_cut_off_cost_a_penalty(tokenizer: Tokenizer) -> None:
     taken: list[Tensor] = []
 
