@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from puna.alignment.kl import KLController, Reference, answer_logprobs
 from puna.alignment.losses import entropy
-from puna.alignment.pairs import AnswerBatch, Comparison, lay_out
+from puna.alignment.pairs import AnswerBatch, AnswerTokens, Comparison, lay_out
 from puna.alignment.rollouts import RolloutConfig
 from puna.alignment.value import ValueModel
 from puna.model import Llama
@@ -78,6 +78,30 @@ class Experience:
             lay_out([self.groups[c] for c in chosen], share_prompt=share_prompt),
             {name: column[rows][mask] for name, column in self.columns.items()},
         )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All but the prompts, as tensors."""
+        tokens = [token for group in self.groups for a in group.answers for token in a.ids]
+        columns = {f"columns.{name}": column for name, column in self.columns.items()}
+        return {"ids": torch.tensor(tokens), "mask": self.mask_at, **columns}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], prompts: Sequence[list[int]]) -> Self:
+        """What `state_dict` gave, with its prompts."""
+        mask, begin = state["mask"], "columns."
+        answers = [part.tolist() for part in state["ids"].split(mask.sum(1).tolist())]
+        columns = {n.removeprefix(begin): v for n, v in state.items() if n.startswith(begin)}
+        return cls(grouped(prompts, answers), mask, columns)
+
+
+def grouped(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> list[Comparison]:
+    """Prompts with their answers, as many to each; the answers of a prompt stand side by side."""
+    size = len(answers) // len(prompts)
+    tokens = [AnswerTokens(ids, [True] * len(ids)) for ids in answers]
+    return [
+        Comparison(prompt, tuple(tokens[number * size : (number + 1) * size]))
+        for number, prompt in enumerate(prompts)
+    ]
 
 
 class Method(Protocol):

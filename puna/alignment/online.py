@@ -12,10 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from puna.alignment.experience import CLIPPED, MOVED, Experience, Method, TokenBatch, look_at
+from puna.alignment.experience import (
+    CLIPPED,
+    MOVED,
+    Experience,
+    Method,
+    TokenBatch,
+    grouped,
+    look_at,
+)
 from puna.alignment.kl import Reference
 from puna.alignment.losses import kl_k1
-from puna.alignment.pairs import AnswerTokens, Comparison
 from puna.alignment.rollouts import EngineSampler, RunningMoments, Sampler, Scorer, Task
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
@@ -99,9 +106,10 @@ class Online:
         """The method's, noting what the table and the early stop need."""
         outcome = self.method(model, batch)
         found = {**outcome.metrics, "count": float(outcome.count)}
-        for sums, names in ((self._sums, (CLIPPED, MOVED, "count")), (self._step_sums, None)):
-            for name in names or sums:
-                sums[name] = sums.get(name, 0.0) + found[name]
+        for name in (CLIPPED, MOVED, "count"):
+            self._sums[name] = self._sums.get(name, 0.0) + found[name]
+        for name in self._step_sums:
+            self._step_sums[name] += found[name]
         return outcome
 
     def after_step(self, step: int, _model: Llama) -> None:
@@ -135,11 +143,7 @@ class Online:
         }
         state = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
         if self._experience is not None:
-            answers = [answer.ids for group in self._experience.groups for answer in group.answers]
-            state["ids"] = torch.tensor([token for ids in answers for token in ids])
-            state["mask"] = self._experience.mask_at
-            columns = self._experience.columns.items()
-            state |= {f"columns.{name}": column for name, column in columns}
+            state |= self._experience.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -156,12 +160,8 @@ class Online:
         self._figures, self._step_sums = numbers("figures."), numbers("step_sums.")
         self._sums = numbers("sums.")
         if "ids" in state:
-            mask = state["mask"]
-            answers = [part.tolist() for part in state["ids"].split(mask.sum(1).tolist())]
-            columns = {
-                n.removeprefix("columns."): v for n, v in state.items() if n.startswith("columns.")
-            }
-            self._experience = Experience(self._grouped(answers), mask, columns)
+            prompts = [task.prompt for task in self._tasks()]
+            self._experience = Experience.from_state(state, prompts)
 
     def _is_used_up(self) -> bool:
         config = self.method.rollouts
@@ -177,27 +177,19 @@ class Online:
         )
         return [self.tasks[place] for place in places]
 
-    def _grouped(self, answers: Sequence[list[int]]) -> list[Comparison]:
-        """Prompts with their answers."""
-        size = self.method.rollouts.answers
-        tokens = [AnswerTokens(ids, [True] * len(ids)) for ids in answers]
-        return [
-            Comparison(task.prompt, tuple(tokens[number * size : (number + 1) * size]))
-            for number, task in enumerate(self._tasks())
-        ]
-
     def _begin(self) -> None:
         """Sample, score, look at the answers and give each token its credit."""
         started = time.perf_counter()
         config = self.method.rollouts
         seed = stable_seed(self.seed, "rollout", self._number)
-        answers = self.sample(self.model, self._tasks(), seed)
+        tasks = self._tasks()
+        answers = self.sample(self.model, tasks, seed)
         sampled = time.perf_counter()
         scores = torch.tensor(self.score(answers), dtype=torch.float64)
         ended = torch.tensor([answer.ended for answer in answers])
         rewards = self._scores.normalised(scores) if config.normalise_rewards else scores
         rewards = (rewards - config.missing_end_penalty * ~ended).float()
-        groups = self._grouped([answer.ids for answer in answers])
+        groups = grouped([task.prompt for task in tasks], [answer.ids for answer in answers])
         seen = look_at(
             groups,
             self.model,

@@ -1,5 +1,7 @@
 import math
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.model.lora import lora_layers
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig
+from puna.training.interrupt import Interrupted
 
 SHAPE = {"dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 24, "context": 64}
 TASKS = [Task([5, 6 + n, 7], {"n": n}) for n in range(5)]
@@ -75,9 +78,24 @@ def rollouts(**changes: Any) -> RolloutConfig:
 # --- the run
 
 
-@pytest.mark.parametrize("shared_trunk", [False, True])
-def test_a_run_killed_inside_a_rollout_ends_bit_identical(
-    tokenizer: Tokenizer, tmp_path: Path, shared_trunk: bool
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def asked_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGINT)  # the loop ends the step and saves
+
+
+@pytest.mark.parametrize(
+    ("end", "shared_trunk", "saved"),
+    [(killed, False, 2), (killed, True, 2), (asked_to_stop, False, 4)],
+)
+def test_a_run_cut_inside_a_rollout_ends_bit_identical(
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    end: Callable[[], None],
+    shared_trunk: bool,
+    saved: int,
 ) -> None:
     config = PPOConfig(
         rollouts=rollouts(normalise_rewards=True),
@@ -87,8 +105,8 @@ def test_a_run_killed_inside_a_rollout_ends_bit_identical(
     straight, resumed = fresh(), fresh()
     whole = run(straight, config, tokenizer, tmp_path / "straight")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PPO, "__call__", dies_at(4))  # in the first rollout's last step
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(PPO, "__call__", cut_at(4, end))  # in the first rollout's last step
+        with pytest.raises((KeyboardInterrupt, Interrupted)):
             run(fresh(), config, tokenizer, tmp_path / "cut")
     rest = run(resumed, config, tokenizer, tmp_path / "cut")
     assert all(map(torch.equal, resumed.parameters(), straight.parameters()))
@@ -97,15 +115,15 @@ def test_a_run_killed_inside_a_rollout_ends_bit_identical(
     )
     assert [row["step"] for row in first] == [4]
     assert second == first
-    assert rest[0]["step"] == 2  # that of the checkpoint
+    assert rest[0]["step"] == saved
 
 
-def dies_at(step: int) -> Any:
+def cut_at(step: int, end: Callable[[], None]) -> Any:
     original, calls = PPO.__call__, iter(range(1, 100))
 
     def call(self: PPO, model: Llama, batch: TokenBatch) -> Any:
         if next(calls) == step:
-            raise KeyboardInterrupt
+            end()
         return original(self, model, batch)
 
     return call
