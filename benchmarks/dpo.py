@@ -9,7 +9,7 @@ on both sides, so a token that is computed once for two answers counts twice. TR
 defaults in bf16; in fp32 without activation checkpointing, which suits it better there. Puna's
 reference is computed once before the first step, TRL's in each step, as each does by default;
 ``with_reference`` is Puna's speed with that pass added, as in a run of a single epoch.
-Puna computes activations again; ``--recompute none`` keeps them: faster, with twice the working memory.
+Puna computes activations again; ``--recompute none`` keeps them: faster, twice the working memory.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def model(tokenizer: Tokenizer) -> Llama:
 
 
 def engine_of(model: Llama, tokenizer: Tokenizer) -> Engine:
-    return Engine(model, tokenizer, EngineConfig(cache_tokens=4096, max_rows=64))
+    return Engine(model, tokenizer, EngineConfig(cache_tokens=4096, max_rows=64, page_size=8))
 
 
 def prompts(n: int) -> list[Prompt]:
