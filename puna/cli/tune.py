@@ -1,17 +1,24 @@
 """The command that tunes a model on chats of one's own: sft."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.core.errors import UsageError
 
+if TYPE_CHECKING:
+    from puna.workflow.recipe import Recipe
+
 ChatFormatName = Literal["auto", "llama3", "llama3.1", "llama3.2", "chatml"]
 FormName = Literal["auto", "messages", "sharegpt", "alpaca"]
 TooLongName = Literal["error", "cut", "drop"]
-_ADAPTER = "Adapter"
+OptimizerName = Literal["adamw", "adamw8bit", "muon"]
+RecomputeName = Literal["none", "selective", "full"]
+_ADAPTER, _MEMORY = "Adapter", "Memory"
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +85,19 @@ def sft(
         bool,
         typer.Option("--dora", help="Train lengths and directions.", rich_help_panel=_ADAPTER),
     ] = False,
+    optimizer: Annotated[
+        OptimizerName, typer.Option(help="8 bits: moments in a quarter.", rich_help_panel=_MEMORY)
+    ] = "adamw",
+    recompute: Annotated[
+        RecomputeName,
+        typer.Option(help="What blocks forget and compute again.", rich_help_panel=_MEMORY),
+    ] = "none",
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="Say what memory it takes and what fits.", rich_help_panel=_MEMORY
+        ),
+    ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Fixes order and split; default: the model's own, or 0.")
     ] = None,
@@ -112,5 +132,31 @@ def sft(
         too_long=too_long,
         samples=samples,
         lora=adapter,
+        loop={"optimizer": optimizer, "recompute": recompute},
     )
-    carry_out(sft_recipe(model, files, tuning), runs, as_json)
+    recipe = sft_recipe(model, files, tuning)
+    if estimate:
+        _show_estimate(model, recipe, as_json)
+    else:
+        carry_out(recipe, runs, as_json)
+
+
+def _show_estimate(model: str, recipe: "Recipe", as_json: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from puna.workflow.memory import free_bytes, sft_rungs
+
+    rungs, free = sft_rungs(model, recipe), free_bytes()
+    if as_json:
+        found = {rung.name: asdict(rung.bytes) | {"peak": rung.bytes.peak} for rung in rungs}
+        print(json.dumps({"free_bytes": free, "bytes": found}))
+        return
+    console = Console()
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in rungs[0].bytes.table())
+    console.print(f"GB as asked: {parts}", highlight=False, soft_wrap=True)
+    table = Table("at most", "fits", "with", title=f"{free / 1e9:.1f} GB are free")
+    for rung in rungs:
+        peak = f"{rung.bytes.peak / 1e9:.2f} GB"
+        table.add_row(peak, "yes" if rung.fits else "no", rung.name)
+    console.print(table)

@@ -374,7 +374,11 @@ class TestFigures:
 
     def test_figures_take_their_colours_from_the_page(self) -> None:
         steps = [step("dpo", i, reward_accuracy=0.5, reward_margin=0.1) for i in (1, 2, 3)]
-        plots = [loss_plot("dpo", steps, {"0": 3.0, "9": 2.0}), reward_plot("dpo", steps), bits_plot({"a": 2}, {"b": 1})]
+        plots = [
+            loss_plot("dpo", steps, {"0": 3.0, "9": 2.0}),
+            reward_plot("dpo", steps),
+            bits_plot({"a": 2}, {"b": 1}),
+        ]
         for plot in plots:
             painted = re.findall(r"(?:fill|stroke): ?([^;\"]+)", plot.svg)
             assert set(painted) <= {"none", *(f"var(--{n})" for n in NAMES)}

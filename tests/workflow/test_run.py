@@ -16,6 +16,7 @@ from puna.workflow.run import run_recipe
 from puna.workflow.stage import Origin, origin_of
 
 SHORT = [f"stages.{stage}.loop.steps=6" for stage in ("pretrain", "sft", "dpo")]
+LOOP = "{steps: 6, batch_rows: 4, learning_rate: 0.001}"
 JUDGED = ["stages.evaluate.questions_per_kind=2", "stages.evaluate.pairs=4"]
 PROMPTS = [
     "stages.evaluate.sample_prompts=[word1]",
@@ -89,6 +90,28 @@ def test_changed_text_is_noticed(recipe_file: Path, tmp_path: Path) -> None:
     before = len(kinds(tmp_path / "runs" / "tiny"))
     run(recipe_file)
     assert kinds(tmp_path / "runs" / "tiny")[before] == ("stage_start", "data")
+
+
+def test_preferences_of_ones_own_are_learned_and_what_does_not_fit_is_counted(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Is {n} big?", "chosen": "No.", "rejected": "Yes."} for n in range(20)]
+    rows += [{"prompt": "x " * 300, "chosen": "a", "rejected": "b"}]
+    rows += [{"prompt": "x", "chosen": "a", "rejected": "a"}]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = f"stages.dpo={{files: [{pairs}], too_long: drop, row_length: 96, loop: {LOOP}}}"
+    summary = run(recipe_file, own)
+    assert summary["stages"]["dpo"]["pairs"] == 20
+    events = list(read_events(tmp_path / "runs" / "tiny" / "events.jsonl"))
+    warned = [event["text"] for event in events if event["kind"] == "warning"]
+    assert len(warned) == 2
+    assert "pairs.jsonl, line 22: chosen and rejected are equal" in warned[0]
+    assert warned[1] == "1 pairs are left out: longer than 96 tokens"
+    pairs.write_text(pairs.read_text().replace("Yes.", "Quite."))
+    before = len(kinds(tmp_path / "runs" / "tiny"))
+    run(recipe_file, own)
+    assert ("stage_start", "dpo") in kinds(tmp_path / "runs" / "tiny")[before:]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
