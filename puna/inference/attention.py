@@ -45,34 +45,41 @@ def attend_one(
     values: Tensor,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
-    seen_bs: Tensor,
+    table_bn: Tensor,
     lengths_b: Tensor,
 ) -> Tensor:
     """Attention of one new token of each row, read straight from the pages: (b, h, 1, d).
 
-    To be compiled: each sum then becomes a loop over the cache, and nothing is gathered.
+    To be compiled: each sum then becomes a loop over pages, and nothing is gathered. The query
+    heads of a group are summed apart, in one loop that reads their keys or values once.
 
     Args:
-        keys, values: (slots, g, d), any data type.
-        key_scale, value_scale: (slots, g), what the integers of an int8 cache are multiplied with.
-        seen_bs: the slots of each row's positions.
-        lengths_b: how many of these the row may see.
+        keys: (pages, g, d, page_size), any data type.
+        values: (pages, g, page_size, d).
+        key_scale, value_scale: (pages, g, page_size), what the integers of an int8 cache are
+            multiplied with.
+        table_bn: the pages of each row.
+        lengths_b: how many of their positions the row may see.
     """
     batch, heads, _, dim = queries_bh1d.shape
-    groups = keys.shape[1]
-    wide = (batch, groups, heads // groups)
+    groups, page_size = values.shape[1:3]
 
-    def positions(store: Tensor) -> Tensor:  # (slots, g, ...) -> (b, g, 1, s, ...)
-        rows = store.index_select(0, seen_bs.flatten()).view(*seen_bs.shape, *store.shape[1:])
-        return rows.transpose(1, 2)[:, :, None].float()
+    def of_rows(store: Tensor) -> Tensor:  # (pages, ...) -> (b, n, ...)
+        return store.index_select(0, table_bn.flatten()).unflatten(0, table_bn.shape).float()
 
-    queries = fusion_barrier(queries_bh1d).view(*wide, 1, dim).float()
-    scores = (queries * positions(keys)).sum(-1) * dim**-0.5
+    wide = queries_bh1d.view(batch, 1, groups, -1, dim, 1).float()
+    queries = fusion_barrier(wide * dim**-0.5).unbind(3)
+    pages = of_rows(keys)
+    scores = torch.stack([(query * pages).sum(-2) for query in queries], 3)  # (b, n, g, h/g, p)
     if key_scale is not None:
-        scores = scores * positions(key_scale)
-    unseen = torch.arange(seen_bs.shape[1]) >= lengths_b[:, None]
-    weights = scores.masked_fill(unseen[:, None, None], -torch.inf).softmax(-1)
+        scores = scores * of_rows(key_scale)[:, :, :, None]
+    places = torch.arange(table_bn.shape[1] * page_size, device=keys.device).view(-1, page_size)
+    unseen = (places >= lengths_b[:, None, None])[:, :, None, None]
+    shown = scores.masked_fill(unseen, -torch.inf).permute(0, 2, 3, 1, 4)
+    weights = shown.flatten(3).softmax(-1).view(shown.shape)  # (b, g, h/g, n, p)
     if value_scale is not None:
-        weights = weights * positions(value_scale)
-    mixed = (fusion_barrier(weights)[..., None] * positions(values)).sum(-2)
+        weights = weights * of_rows(value_scale).transpose(1, 2)[:, :, None]
+    by_head = fusion_barrier(weights)[..., None].unbind(2)
+    pages = of_rows(values).transpose(1, 2)
+    mixed = torch.stack([(weight * pages).sum((2, 3)) for weight in by_head], 2)
     return mixed.to(queries_bh1d.dtype).view(batch, heads, 1, dim)

@@ -20,10 +20,10 @@ from puna.model.llama import swiglu
 def _stores(layer: PagedLayer) -> tuple[Tensor | None, ...]:
     view = layer.view
     stores = (layer.keys, layer.values, layer.key_scale, layer.value_scale)
-    return (*stores, view.slots, view.seen, view.lengths)
+    return (*stores, view.pages, view.offsets, view.table, view.lengths)
 
 
-_N_STORES = 7
+_N_STORES = 8
 
 
 def _layer(
@@ -32,18 +32,18 @@ def _layer(
     values: Tensor,
     key_scale: Tensor | None,
     value_scale: Tensor | None,
-    slots: Tensor,
-    seen: Tensor,
+    pages: Tensor,
+    offsets: Tensor,
+    table: Tensor,
     lengths: Tensor,
 ) -> PagedLayer:
     view = PagedView(
-        slots=slots,
-        table=None,
-        seen=seen,
+        pages=pages,
+        offsets=offsets,
+        table=table,
         lengths=lengths,
         mask=None,
         before=0,
-        page_size=0,
         attend_one=attend_one,
     )
     return PagedLayer(keys, values, key_scale, value_scale, view)
@@ -125,8 +125,9 @@ class Between:
         rows = [0]
         self._ready, self._whole = Step(ready, {0: rows}), Step(whole, {0: rows, 1: rows})
         self._enter = Step(enter, {0: rows})
-        # numbers of `_stores`, after three other arguments: slots 7, seen 8, lengths 9
-        self._mix = Step(mix, {0: rows, 1: rows, 2: rows, 7: rows, 8: [0, 1], 9: rows, 10: rows})
+        # numbers of `_stores`, after three other arguments: 7 to 10 are those of the view
+        by_row = dict.fromkeys((0, 1, 2, 7, 8, 10, 11), rows)
+        self._mix = Step(mix, {**by_row, 9: [0, 1]})
         self._turn = Step(turn, {0: rows, 1: rows, 3: rows})
         self._activate = Step(activate, {0: rows, 1: rows})
         self._leave = Step(leave, {0: rows, 1: rows, 2: rows})
@@ -177,7 +178,7 @@ def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters) -> nn.ModuleList:
         layer = _layer(*rest[:_N_STORES])
         return functional_call(first, tensors, (x, cos, sin, None, layer))
 
-    step = Step(whole, {8: [1]})  # of `_stores` the sixth, after three other arguments
+    step = Step(whole, {9: [1]})  # the table: of `_stores` the seventh, after three other arguments
     between = None
     if isinstance(first.self_attn, JoinedAttention):
         rounded = isinstance(first.self_attn.o_proj, Int8Rows)

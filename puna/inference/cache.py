@@ -21,20 +21,26 @@ class PagedLayer:
     """One layer's storage as the rows of one call see it."""
 
     keys: Tensor
-    """(slots, kv_heads, head_dim), as all four a tensor of its own: compiled code writes into
-    whole tensors in place, but copies one it knows only as part of another."""
+    """(pages, kv_heads, head_dim, page_size): what `attend_one` reads with one load are the same
+    number of several positions. As all four a tensor of its own: compiled code writes into whole
+    tensors in place, but copies one it knows only as part of another."""
     values: Tensor
+    """(pages, kv_heads, page_size, head_dim)."""
     key_scale: Tensor | None
-    """(slots, kv_heads) with an int8 store: what its integers are multiplied with."""
+    """(pages, kv_heads, page_size) with an int8 store: what its integers are multiplied with."""
     value_scale: Tensor | None
     view: "PagedView"
 
     def attend(self, queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor) -> Tensor:
         """As `puna.model.LayerCache.attend`."""
         view = self.view
-        self._write(self.keys, self.key_scale, keys_bgtd)
-        self._write(self.values, self.value_scale, values_bgtd)
-        if view.attend_one is not None and view.seen is not None:
+        keys, values = self._entries(keys_bgtd), self._entries(values_bgtd)
+        if self.key_scale is not None and self.value_scale is not None:
+            keys, self.key_scale[view.pages, :, view.offsets] = _in_8_bits(keys)
+            values, self.value_scale[view.pages, :, view.offsets] = _in_8_bits(values)
+        self.keys[view.pages, :, :, view.offsets] = keys.to(self.keys.dtype)
+        self.values[view.pages, :, view.offsets] = values.to(self.values.dtype)
+        if view.attend_one is not None and view.table is not None:
             inside = torch.compiler.is_compiling()  # already: no compiled function within another
             one = attend_one if inside else view.attend_one
             return one(
@@ -43,54 +49,51 @@ class PagedLayer:
                 self.values,
                 self.key_scale,
                 self.value_scale,
-                view.seen,
+                view.table,
                 view.lengths,
             )
         if view.table is not None:
-            keys_bgtd = self._read(self.keys, self.key_scale, keys_bgtd.dtype)
-            values_bgtd = self._read(self.values, self.value_scale, values_bgtd.dtype)
+            dtype = keys_bgtd.dtype
+            keys_bgtd = self._read(self.keys, self.key_scale, dtype, last=3).mT
+            values_bgtd = self._read(self.values, self.value_scale, dtype, last=2)
         return attend_many(queries_bhtd, keys_bgtd, values_bgtd, view.mask, view.before)
 
-    def _write(self, store: Tensor, scales: Tensor | None, new_bgtd: Tensor) -> None:
-        new = new_bgtd.transpose(1, 2).flatten(0, 1)
-        if scales is not None:
-            scale = new.abs().amax(-1).float().clamp(min=1e-8) / INT8_STEPS
-            scales[self.view.slots] = scale
-            new = (new / scale[..., None]).round()
-        store[self.view.slots] = new.to(store.dtype)
+    @staticmethod
+    def _entries(new_bgtd: Tensor) -> Tensor:
+        """New keys or values as (batch * time, g, d)."""
+        return new_bgtd.transpose(1, 2).flatten(0, 1)
 
-    def _read(self, store: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-        entries = self._gather(store).to(dtype)
+    def _read(
+        self, store: Tensor, scales: Tensor | None, dtype: torch.dtype, *, last: int
+    ) -> Tensor:
+        """Each row's pages side by side along the positions, dimension ``last`` of ``store``."""
+        entries = self._pages(store).to(dtype)  # (batch, pages, g, ...)
         if scales is not None:
-            entries = entries * self._gather(scales)[..., None].to(dtype)
-        return entries.transpose(1, 2)
+            entries = entries * self._pages(scales).unsqueeze(6 - last).to(dtype)
+        return entries.movedim(1, last).flatten(last, last + 1)
 
-    def _gather(self, slots: Tensor) -> Tensor:
-        """(slots, ...) -> (batch, span, ...), page by page."""
+    def _pages(self, store: Tensor) -> Tensor:
         table = self.view.table
         assert table is not None
-        pages = slots.view(-1, self.view.page_size, *slots.shape[1:])
-        chosen = pages.index_select(0, table.flatten())
-        return chosen.view(table.shape[0], -1, *slots.shape[1:])
+        return store.index_select(0, table.flatten()).unflatten(0, table.shape)
 
 
 @dataclass
 class PagedView:
     """Where the rows of one call read and write, the same in every layer."""
 
-    slots: Tensor
-    """(batch * time,): where the new entries go."""
+    pages: Tensor
+    """(batch * time,): in which page each new entry goes."""
+    offsets: Tensor
+    """(batch * time,): and where in it."""
     table: Tensor | None
     """(batch, pages): pages of each row; None when the call itself holds all there is to see."""
-    seen: Tensor | None
-    """(batch, span): the slots of each row's positions, where `attend_one` is used."""
     lengths: Tensor
     """(batch,): positions each row sees with its first new token."""
     mask: Tensor | None
     """(batch or 1, 1, time, span), True or 0 = may attend; None is causal over the call."""
     before: int
     """Positions before the first new token of any row, at most."""
-    page_size: int
     attend_one: AttendOne | None
     """`attend_one`, compiled, when each row has one new token; None takes the general way."""
 
@@ -124,19 +127,19 @@ class PagedStore:
         self.page_size = page_size
         self.device = device
         self._attend_one = attend_one
-        heads = (n_pages * page_size, config.n_kv_heads)
+        pages, head = (n_pages, config.n_kv_heads), config.head_dim
 
-        def entries() -> Tensor:
-            store = _zeros((*heads, config.head_dim), dtype, device)
+        def entries(*page: int) -> Tensor:
+            store = _zeros((*pages, *page), dtype, device)
             torch._dynamo.mark_static(store)  # else compiled code takes its sizes for variable
             return store
 
-        self._layers = [(entries(), entries()) for _ in range(config.n_layers)]
-        scaled = dtype == torch.int8
-        self._scales: list[tuple[Tensor | None, Tensor | None]] = [
-            (torch.ones(heads, device=device), torch.ones(heads, device=device))
-            if scaled
-            else (None, None)
+        def scales() -> Tensor | None:
+            scaled = dtype == torch.int8
+            return torch.ones(*pages, page_size, device=device) if scaled else None
+
+        self._layers = [
+            (entries(head, page_size), entries(page_size, head), scales(), scales())
             for _ in range(config.n_layers)
         ]
 
@@ -171,29 +174,18 @@ class PagedStore:
         table = torch.tensor(padded)
         real = steps < torch.tensor(counts)[:, None]
         owner = table.gather(1, (positions // size).clamp(max=span - 1))
-        slots = torch.where(real, owner * size + positions % size, SCRATCH).flatten()
         one = self._attend_one if width == 1 else None
-        seen = None
-        if one:
-            slots_seen = (table[:, :, None] * size + torch.arange(size)).flatten(1)
-            # Not contiguous: else the compiler puts positions, not the head's numbers, in vectors.
-            # 7, since it takes a stride equal to another size for that size.
-            seen = slots_seen[..., None].repeat(1, 1, 7)[..., 0]
         mask = None if one else self._mask(steps[None] if fresh else positions, fresh, span, dtype)
         view = PagedView(
-            slots=slots.to(self.device),
+            pages=torch.where(real, owner, SCRATCH).flatten().to(self.device),
+            offsets=(positions % size).flatten().to(self.device),
             table=None if fresh else table.to(self.device),
-            seen=seen,
             lengths=positions[:, 0].to(self.device) + 1,
             mask=mask,
             before=max(starts),
-            page_size=size,
             attend_one=one,
         )
-        layers = [
-            PagedLayer(keys, values, *scales, view)
-            for (keys, values), scales in zip(self._layers, self._scales, strict=True)
-        ]
+        layers = [PagedLayer(*stores, view) for stores in self._layers]
         return positions.to(self.device), PagedBatch(layers)
 
     def _mask(self, positions: Tensor, fresh: bool, span: int, dtype: torch.dtype) -> Tensor | None:
@@ -208,6 +200,12 @@ class PagedStore:
         keys = torch.arange(positions.shape[1] if fresh else span * self.page_size)
         mask = (keys <= positions[:, :, None])[:, None]
         return additive(mask, dtype) if plain else mask.to(self.device)
+
+
+def _in_8_bits(entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries (n, g, d) as whole numbers, and the scales (n, g) to multiply them with."""
+    scale = entries.abs().amax(-1).float().clamp(min=1e-8) / INT8_STEPS
+    return (entries / scale[..., None]).round(), scale
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

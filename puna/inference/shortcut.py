@@ -73,7 +73,8 @@ class Shortcut:
         calls: list[_Call] = []
         thread = threading.get_ident()
         with _watching:
-            original = CompiledFxGraph.__call__
+            kind: Any = CompiledFxGraph
+            original = kind.__call__
 
             def watch(graph: CompiledFxGraph, inputs: Sequence[Any]) -> Any:
                 given = list(inputs)  # the code empties the list
@@ -82,11 +83,11 @@ class Shortcut:
                     calls.append(_Call(graph, given, outputs))
                 return outputs
 
-            CompiledFxGraph.__call__ = watch  # type: ignore[method-assign]
+            kind.__call__ = watch
             try:
                 result = self._run(*args)
             finally:
-                CompiledFxGraph.__call__ = original  # type: ignore[method-assign]
+                kind.__call__ = original
         self._learnable = len(calls) == 1 and self._learn(calls[0], args, result)
         if not self._learnable:
             self._code = None
@@ -94,7 +95,7 @@ class Shortcut:
 
     def _learn(self, call: _Call, args: Sequence[Any], result: Any) -> bool:
         """Whether the call says how to make its inputs and its result."""
-        known = self._inputs or [None] * len(call.inputs)
+        known: Sequence[int | list[_Size] | None] = self._inputs or [None] * len(call.inputs)
         inputs = [
             _source(given, args, former) for given, former in zip(call.inputs, known, strict=True)
         ]

@@ -31,7 +31,8 @@ def build(model: Llama, tokenizer: Tokenizer) -> Build:
     """An engine over the tiny model in fp32; arguments are settings."""
 
     def new(draft: Llama | None = None, **settings: object) -> Engine:
-        fields = {"weights": "fp32", "cache_tokens": 4096, **settings}
+        # texts here are short
+        fields = {"weights": "fp32", "cache_tokens": 4096, "page_size": 8, **settings}
         return Engine(model, tokenizer, EngineConfig.parse(fields, where="test"), draft=draft)
 
     return new
