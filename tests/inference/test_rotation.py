@@ -54,7 +54,9 @@ def tiny(tokenizer: Tokenizer) -> Llama:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.train(["The llama eats grass. 2024-11-25", "17 + 25 = 42, said Ada."] * 30, 300, n_special=16)
+    return Tokenizer.train(
+        ["The llama eats grass. 2024-11-25", "17 + 25 = 42, said Ada."] * 30, 300, n_special=16
+    )
 
 
 def test_embeddings_of_rounded_rotated_weights_are_those_of_the_model(tokenizer: Tokenizer) -> None:

@@ -79,7 +79,9 @@ def test_greedy_text_equals_the_peers_for_64_tokens_on_50_prompts(
     some = range(0, 50, 17)
     assert run(alone, [requests[n] for n in some]) == [expected[n] for n in some]
 
-    config = EngineConfig(weights="fp32", cache_tokens=3000, chunk_tokens=128, speculation=2)
+    config = EngineConfig(
+        weights="fp32", cache_tokens=3000, page_size=8, chunk_tokens=128, speculation=2
+    )
     engine = Engine(model, tokenizer, config)
     order = random.Random(5).sample(range(50), 50)
     handles = {engine.submit(requests[n]): n for n in order}
@@ -116,4 +118,5 @@ def test_integer_weights_stay_close_to_bf16_on_real_text(
     texts = [ids[n : n + 512] for n in range(0, 6 * 512, 512)]
     bf16 = perplexity(smollm2, "bf16", texts)
     assert perplexity(smollm2, "int8", texts) < 1.01 * bf16
+    assert perplexity(smollm2, "w8a8", texts) < 1.01 * bf16
     assert perplexity(smollm2, "int4", texts) < 1.06 * bf16
