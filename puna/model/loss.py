@@ -56,6 +56,8 @@ class _SummedLoss(torch.autograd.Function):
             if of_hidden or of_weight:
                 gradient = _minus_target(logits, labels_n[part]).to(hidden_nd.dtype)
                 _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
+                del gradient
+            del logits  # before those of the next chunk are made
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
