@@ -91,7 +91,7 @@ class Between:
     Args:
         attention: of any layer.
         eps: of the norms.
-        rounded: whether products take rounded rows.
+        rounded: whether products take rounded rows, all but the last.
     """
 
     def __init__(self, attention: JoinedAttention, eps: float, *, rounded: bool) -> None:
@@ -116,11 +116,11 @@ class Between:
             x = x + whole(out, *scale)
             return x, *enter(x, weight)
 
-        def activate(gate_up: Tensor, *scale: Tensor) -> tuple[Tensor, ...]:
-            return ready(swiglu(*whole(gate_up, *scale).chunk(2, -1)))
+        def activate(gate_up: Tensor, *scale: Tensor) -> Tensor:
+            return swiglu(*whole(gate_up, *scale).chunk(2, -1))
 
-        def leave(x: Tensor, out: Tensor, *scale: Tensor) -> Tensor:
-            return x + whole(out, *scale)
+        def leave(x: Tensor, out: Tensor) -> Tensor:
+            return x + out
 
         rows = [0]
         self._ready, self._whole = Step(ready, {0: rows}), Step(whole, {0: rows, 1: rows})
@@ -130,7 +130,7 @@ class Between:
         self._mix = Step(mix, {**by_row, 9: [0, 1]})
         self._turn = Step(turn, {0: rows, 1: rows, 3: rows})
         self._activate = Step(activate, {0: rows, 1: rows})
-        self._leave = Step(leave, {0: rows, 1: rows, 2: rows})
+        self._leave = Step(leave, {0: rows, 1: rows})
 
     def run(
         self,
@@ -157,9 +157,8 @@ class Between:
         weight = block.post_attention_layernorm.weight
         x, rows, *scale = self._turn(x, out, weight, *mixed_scale)
         gate_up = self._product(block.mlp.gate_up_proj, rows)
-        rows, *scale = self._activate(gate_up, *scale)
-        out = self._product(block.mlp.down_proj, rows)
-        result: Tensor = self._leave(x, out, *scale)
+        out = block.mlp.down_proj(self._activate(gate_up, *scale))
+        result: Tensor = self._leave(x, out)
         return result.view_as(x_btd)
 
     def _product(self, module: Any, rows: Tensor) -> Tensor:

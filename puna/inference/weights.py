@@ -238,7 +238,11 @@ def ready_for_inference(
             gate_up = layer(f"{mlp}.gate_proj", f"{mlp}.up_proj")
             block.mlp = JoinedFeedForward(model.config, gate_up)
         block.self_attn.o_proj = layer(f"{attention}.o_proj")
-        block.mlp.down_proj = layer(f"{mlp}.down_proj")
+        if weights == "w8a8":  # what it reads, after SwiGLU, has outliers that 8 bits do not hold
+            down = own[f"{mlp}.down_proj.weight"].to(dtype)
+            block.mlp.down_proj = Dense(down, packed_copy=packed_copy)
+        else:
+            block.mlp.down_proj = layer(f"{mlp}.down_proj")
     head_weight = (twin if dense else model).head_weight().detach()
     # a head of 4 bits would decide tokens too roughly
     head = _layer(head_weight, "int8" if weights == "int4" else weights, packed_copy=packed_copy)
