@@ -61,7 +61,7 @@ def test_every_module_says_what_it_is() -> None:
 
 
 def test_a_base_import_brings_no_extra() -> None:
-    extras = ("wandb", "tensorboard", "transformers")
+    extras = ("wandb", "tensorboard", "transformers", "pyarrow", "reasoning_gym")
     for path, text in SOURCES.items():
         for extra in extras:
             assert not re.search(rf"^(from|import) {extra}\b", text, re.M), path
