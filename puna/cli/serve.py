@@ -164,6 +164,7 @@ def _serve(
     open_one: Callable[[str], "Engine"],
 ) -> None:
     """Load, serve, and end; raises `PunaError` when accepted requests were broken off."""
+    from puna.core.devices import in_own_thread
     from puna.serving import Hub, create_app
     from puna.serving.auth import KeyFile
     from puna.serving.hub import warm_up
@@ -172,10 +173,14 @@ def _serve(
     if config.keys is not None:
         KeyFile.read(config.keys)  # a broken one shows before a model is loaded
     with listen(config) as listener:
-        engines = {name: open_one(source) for name, source in models.items()}
-        for engine in engines.values():
-            warm_up(engine)
-        hub = Hub(engines)
+
+        def ready_engines() -> dict[str, "Engine"]:
+            engines = {name: open_one(source) for name, source in models.items()}
+            for engine in engines.values():
+                warm_up(engine)
+            return engines
+
+        hub = Hub(in_own_thread(ready_engines))
         hub.start()
         try:
             for name, folder, model in adapters:

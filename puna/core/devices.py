@@ -4,10 +4,16 @@ import ctypes
 import os
 import platform
 import statistics
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import cache
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 _KEEP = {-8: 1, -4: 0, -1: 2**31 - 1}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
 
@@ -37,6 +43,29 @@ def keep_freed_memory() -> None:
     if hasattr(library, "mallopt"):
         for option, value in _KEEP.items():
             library.mallopt(option, value)
+
+
+def in_own_thread(function: Callable[[], Result]) -> Result:
+    """The result of ``function``, or its exception, from a thread that ends with it.
+
+    OpenMP keeps helpers for every thread that ever ran a parallel loop. When helpers outnumber the
+    processors, GNU's sleep at each barrier instead of waiting actively, and small loops take twice
+    the time, in all threads (docs/log.md). So a process that computes in one thread prepares in
+    another that leaves no helpers behind.
+    """
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as error:  # noqa: BLE001  raised for the caller
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=run, name="puna-prepare", daemon=True)
+    thread.start()
+    result = outcome.result()  # Ctrl-C ends the waiting; the thread ends with the process
+    thread.join()
+    return result
 
 
 def _cpu_flags() -> set[str]:
