@@ -47,7 +47,7 @@ from puna.inference.constraint import Grammars
 PROMPT, NEW = 512, 128
 WINDOWS = 16  # of PROMPT tokens, for perplexity
 BATCH = 16
-WEIGHTS = ("fp32", "bf16", "int8", "int4")
+WEIGHTS = ("fp32", "bf16", "int8", "int4", "w8a8")
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 2 * NEW}
 GENERATE = ("-m", "puna", "generate", "smollm2", "--prompt", "Once upon a time")
 
@@ -223,6 +223,7 @@ def speed_claims(found: dict[str, dict[str, float]]) -> list[Claim]:
         ("decode", "int4", "llama.cpp Q4_0", 0.9, 1.1),
         ("prefill", "bf16", "llama.cpp BF16", 1.05, None),
         ("prefill", "int8", "llama.cpp Q8_0", 1.5, None),
+        ("prefill", "w8a8", "llama.cpp Q8_0", 1.5, None),
     ]
     return [
         Claim(
@@ -252,6 +253,7 @@ def perplexity(_: int) -> tuple[dict[str, Any], list[Claim]]:
     ours = {weights: found[f"Puna {weights}"] for weights in WEIGHTS}
     return found, [
         Claim("perplexity int8", ours["int8"], 1.01, ours["bf16"], "Puna bf16", at_most=True),
+        Claim("perplexity w8a8", ours["w8a8"], 1.01, ours["bf16"], "Puna bf16", at_most=True),
         Claim("perplexity int4", ours["int4"], 1.06, ours["bf16"], "Puna bf16", at_most=True),
         Claim(
             "perplexity int4",

@@ -385,7 +385,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MEASURES, action="append", help="repeatable")
     parser.add_argument("--clients", type=int, choices=ROUNDS, nargs="+", default=list(ROUNDS))
     parser.add_argument("--types", choices=peers.TYPES, nargs="*", default=["BF16", "Q8_0", "Q4_0"])
-    parser.add_argument("--weights", default="bf16", help="Puna's")
+    parser.add_argument("--weights", default="w8a8", help="Puna's")
     parser.add_argument("--repeats", type=int, help="default: 5, or 3 with --quick")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter measures")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
