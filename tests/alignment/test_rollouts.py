@@ -20,7 +20,7 @@ from puna.alignment.rollouts import (
     sample_answers,
 )
 from puna.core.errors import PunaError, UsageError
-from puna.inference import Engine, Request, Sampling, generate
+from puna.inference import Engine, EngineConfig, Request, Sampling, generate
 from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.model.lora import lora_layers
 from puna.tokenizer import Message, Tokenizer
@@ -65,7 +65,7 @@ def test_answers_to_a_prompt_differ_and_are_the_same_again(
 def test_a_prompt_is_computed_once_for_its_answers(
     model: Llama, tokenizer: Tokenizer, tasks: list[Task]
 ) -> None:
-    engine = Engine(model, tokenizer)
+    engine = Engine(model, tokenizer, EngineConfig(page_size=8))
     sample_answers(engine, tasks[:1], 4, Sampling(max_new_tokens=2, temperature=1.0))
     whole_pages = (len(tasks[0].prompt) - 1) // engine.config.page_size * engine.config.page_size
     assert whole_pages > 0

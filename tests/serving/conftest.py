@@ -40,7 +40,7 @@ def new_engine(llama: Llama, tokenizer: Tokenizer) -> Callable[..., Engine]:
     """Builds an engine of the tiny model; arguments are fields of its configuration."""
 
     def build(**fields: Any) -> Engine:
-        defaults = {"weights": "fp32", "cache_tokens": 16_384}
+        defaults = {"page_size": 8, "weights": "fp32", "cache_tokens": 16_384}
         return Engine(llama, tokenizer, EngineConfig.parse(defaults | fields, where="test"))
 
     return build
