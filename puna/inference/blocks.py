@@ -166,8 +166,8 @@ class Between:
         return product
 
 
-def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters) -> nn.ModuleList:
-    """The blocks, compiled."""
+def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters, *, several: bool) -> nn.ModuleList:
+    """The blocks, compiled for one token of one row and, with ``several``, for more."""
     first: Any = blocks[0]
 
     names = list(first.state_dict())
@@ -179,7 +179,7 @@ def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters) -> nn.ModuleList:
 
     step = Step(whole, {9: [1]})  # the table: of `_stores` the seventh, after three other arguments
     between = None
-    if isinstance(first.self_attn, JoinedAttention):
+    if several and isinstance(first.self_attn, JoinedAttention):
         rounded = isinstance(first.self_attn.o_proj, Int8Rows)
         between = Between(first.self_attn, first.input_layernorm.eps, rounded=rounded)
     return nn.ModuleList(CompiledBlock(block, step, between, adapters) for block in blocks)

@@ -24,6 +24,7 @@ class Runner:
         n_pages, page_size: size of the cache.
         cache_dtype: of keys and values; None is that of the activations.
         compiled: whether decoding is compiled.
+        several: whether to compile for several rows or positions at once too, which takes longer.
         packed_copy: see `puna.inference.weights.Dense`.
     """
 
@@ -36,12 +37,14 @@ class Runner:
         *,
         cache_dtype: torch.dtype | None = None,
         compiled: bool = False,
+        several: bool = True,
         packed_copy: bool = False,
     ) -> None:
         self.weights = weights
         self._dtype = compute_dtype(weights)
         on_cpu = model.device.type == "cpu"
         self._compiled = compiled and on_cpu
+        self._several = several
         self._packed_copy = packed_copy and on_cpu
         self.adapters = Adapters()
         self.load(model)
@@ -65,7 +68,9 @@ class Runner:
         self._restore = partial(unrotated_hidden, norm) if turned else None
         self.adapters.attach(twin)
         if self._compiled:
-            twin.model.layers = compiled_blocks(twin.model.layers, self.adapters)
+            twin.model.layers = compiled_blocks(
+                twin.model.layers, self.adapters, several=self._several
+            )
             self.head = CompiledHead(head)
 
     @property
