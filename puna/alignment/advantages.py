@@ -39,26 +39,6 @@ def explained_variance(values_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor) -
     return 1 - missed / spread if spread > _LEAST_VARIANCE else 0.0
 
 
-def returns_to_go(
-    rewards_bt: Tensor, mask_bt: Tensor, discount: float = 1.0, bootstrap_b: Tensor | None = None
-) -> Tensor:
-    """Discounted sum of the rewards from each token on, (rows, time).
-
-    Args:
-        rewards_bt: reward of each chosen token.
-        mask_bt: True at chosen tokens.
-        discount: factor a token later.
-        bootstrap_b: value of the state after the last token, for answers cut off; 0 by default.
-    """
-    returns = torch.zeros_like(rewards_bt)
-    later = _start(rewards_bt, bootstrap_b)
-    for t in reversed(range(rewards_bt.shape[1])):
-        here = rewards_bt[:, t] + discount * later
-        later = torch.where(mask_bt[:, t], here, later)
-        returns[:, t] = here * mask_bt[:, t]
-    return returns
-
-
 def gae(
     rewards_bt: Tensor,
     values_bt: Tensor,
@@ -70,12 +50,16 @@ def gae(
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
 
     With ``decay`` (lambda) 0 the advantage is the error of one step, r + discount * V' - V; with 1
-    it is `returns_to_go` less the values. Added to the values it gives their targets.
+    it is the discounted sum of the rewards from there on less the values. Added to the values it
+    gives their targets.
 
     Args:
-        rewards_bt, mask_bt, discount, bootstrap_b: as for `returns_to_go`.
+        rewards_bt: reward of each chosen token.
         values_bt: value of the state in which each token was chosen.
+        mask_bt: True at chosen tokens.
+        discount: factor a token later.
         decay: how far errors of later tokens count.
+        bootstrap_b: value of the state after the last token, for answers cut off; 0 by default.
     """
     advantages = torch.zeros_like(rewards_bt)
     next_value = _start(rewards_bt, bootstrap_b)

@@ -12,7 +12,6 @@ from puna.alignment.advantages import (
     gae,
     group_advantages,
     leave_one_out_advantages,
-    returns_to_go,
     whiten,
 )
 from puna.alignment.losses import (
@@ -35,6 +34,19 @@ F64 = torch.float64
 few = settings(max_examples=30, deadline=None)  # the first call of torch is slow
 seeds = st.integers(0, 2**31)
 lengths = st.integers(1, 9)
+
+
+def returns_to_go(
+    rewards_bt: Tensor, mask_bt: Tensor, discount: float = 1.0, bootstrap_b: Tensor | None = None
+) -> Tensor:
+    """Discounted sum of the rewards from each token on: what advantages are held to."""
+    returns = torch.zeros_like(rewards_bt)
+    later = torch.zeros(len(rewards_bt)) if bootstrap_b is None else bootstrap_b
+    for t in reversed(range(rewards_bt.shape[1])):
+        here = rewards_bt[:, t] + discount * later
+        later = torch.where(mask_bt[:, t], here, later)
+        returns[:, t] = here * mask_bt[:, t]
+    return returns
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
