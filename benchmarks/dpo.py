@@ -97,18 +97,12 @@ def run_puna(folder: Path, precision: str, recompute: str) -> None:
 def run_trl(folder: Path, precision: str) -> None:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
     turns = tuning.Turns()
+    counts: list[int] = []
     bf16 = precision == "bf16"
-
-    class TakeTurns(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            turns.begin()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            turns.end(counts.pop(0))
 
     class TokenisedTrainer(DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
@@ -135,9 +129,8 @@ def run_trl(folder: Path, precision: str) -> None:
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(folder),
-        callbacks=[TakeTurns()],
+        callbacks=[tuning.turn_taking(turns, counts)],
     )
-    counts: list[int] = []
     collate = trainer.data_collator
 
     def counting(examples: list[Any]) -> Any:

@@ -69,20 +69,12 @@ def run_peer(folder: Path, side: str, *, bf16: bool) -> None:
         AutoTokenizer,
         DataCollatorForLanguageModeling,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
     from trl import SFTConfig, SFTTrainer
 
     turns = tuning.Turns()
     counts: list[int] = []
-
-    class TakeTurns(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: object, **__: object) -> None:
-            turns.begin()
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            turns.end(counts.pop(0))
 
     common: dict[str, Any] = {
         "output_dir": str(folder / side),
@@ -102,7 +94,7 @@ def run_peer(folder: Path, side: str, *, bf16: bool) -> None:
         )
         trainer = SFTTrainer(
             model, args=settings, train_dataset=data, processing_class=tokenizer,
-            callbacks=[TakeTurns()],
+            callbacks=[tuning.turn_taking(turns, counts)],
         )  # fmt: skip
     else:
         trainer = Trainer(
@@ -110,7 +102,7 @@ def run_peer(folder: Path, side: str, *, bf16: bool) -> None:
             args=TrainingArguments(**common, bf16=bf16, per_device_train_batch_size=TEXTS_A_STEP),
             train_dataset=data,
             data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-            callbacks=[TakeTurns()],
+            callbacks=[tuning.turn_taking(turns, counts)],
         )
     collate = trainer.data_collator
 

@@ -52,6 +52,20 @@ class Turns:
         self._replies.flush()
 
 
+def turn_taking(turns: Turns, counts: list[int]) -> Any:
+    """A callback of transformers' trainers: a turn is a step, of the next of ``counts`` tokens."""
+    from transformers import TrainerCallback
+
+    class TakeTurns(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            turns.begin()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            turns.end(counts.pop(0))
+
+    return TakeTurns()
+
+
 def resident_bytes() -> int:
     """Memory of this process that is in use now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
