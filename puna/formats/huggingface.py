@@ -32,7 +32,7 @@ def load_folder(
     Raises `UsageError` naming the file or tensor that is missing, broken or of the wrong shape.
     """
     config = load_config(folder, cls.architecture)
-    weights = _Weights(folder)
+    weights = FolderWeights(folder)
     shapes = {name: shape for name, shape in weights.shapes.items() if not _COMPUTED.search(name)}
     if config.tie_embeddings:
         shapes.pop("lm_head.weight", None)
@@ -76,7 +76,7 @@ def save_model(
         tokenizer.save(building)
 
 
-class _Weights:
+class FolderWeights:
     """The tensors of a folder's safetensors files, mapped, not read.
 
     Attributes:
@@ -86,7 +86,7 @@ class _Weights:
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        for path, names in _files(folder).items():
+        for path, names in weight_files(folder).items():
             self._map(path, names)
 
     def read(self, name: str) -> Tensor:
@@ -106,7 +106,7 @@ class _Weights:
             self.shapes[name] = tuple(file.get_slice(name).get_shape())
 
 
-def _files(folder: Path) -> dict[Path, list[str] | None]:
+def weight_files(folder: Path) -> dict[Path, list[str] | None]:
     """The weight files of a folder, each with the tensors to take from it; None means all."""
     if (folder / SINGLE).exists():
         return {folder / SINGLE: None}
