@@ -93,7 +93,8 @@ def sample_best(
         config: how many, and how they are sampled.
         folder: gets `SCORED` (all answers with their scores), `SFT_ROWS` (``messages``) and `PAIRS`
             (``prompt``, ``chosen``, ``rejected``), a JSON object a line.
-        events: receives a ``rejection_step`` event for each group of prompts.
+        events: receives a ``rejection_step`` event for each group of prompts; first of all, where
+            some are answered already, a ``rejection_resume``.
         origin: what else the answers depend on, such as the model's and the scorer's names.
 
     Raises `UsageError` when ``folder`` was begun with other settings or other prompts.
@@ -102,6 +103,8 @@ def sample_best(
     path = folder / SCORED
     rows = _finished(path, config.prompts_at_once, len(prompts))
     started, before = time.perf_counter(), len(rows)
+    if before:
+        events.emit("rejection_resume", done=before, prompts=len(prompts))
     with explain_os_errors(path), path.open("ab", buffering=0) as file:
         for start in range(before, len(prompts), config.prompts_at_once):
             group = prompts[start : start + config.prompts_at_once]

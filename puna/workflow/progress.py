@@ -30,7 +30,7 @@ def _figures(event: Event) -> str:
 
 
 class TerminalProgress:
-    """Shows each stage as a line, and a bar while it trains.
+    """Shows each stage as a line, and a bar while it trains or samples.
 
     On something that is not a terminal (a log file) it prints a line a tenth of the way instead.
     """
@@ -81,22 +81,34 @@ class TerminalProgress:
     def _on_train_resume(self, event: Event) -> None:
         self.console.print(f"  going on from step {event['step']} of {event['steps']}")
 
+    def _on_rejection_resume(self, event: Event) -> None:
+        self.console.print(f"  going on from prompt {event['done']} of {event['prompts']}")
+
     def _on_train_step(self, event: Event) -> None:
+        self._advance("step", event["step"], event["steps"], _figures(event))
+
+    def _on_rejection_step(self, event: Event) -> None:
+        figures = f"best {event['best']:.3g} · mean {event['mean']:.3g}"
+        left = f"{_clock(event['left_s'])} left"
+        self._advance("prompt", event["done"], event["prompts"], f"{figures} · {left}")
+
+    def _advance(self, unit: str, done: int, total: int, figures: str) -> None:
+        """Move the bar, or print a line at a tenth of the way."""
         if not self.console.is_terminal:
-            tenth = event["step"] * 10 // event["steps"]
+            tenth = done * 10 // total
             if tenth > self._printed:
                 self._printed = tenth
-                step = f"step {event['step']}/{event['steps']}"
-                self.console.print(f"  {step} · {_figures(event)}", highlight=False, soft_wrap=True)
+                text = f"  {unit} {done}/{total} · {figures}"
+                self.console.print(text, highlight=False, soft_wrap=True)
             return
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("  step {task.completed}/{task.total}"),
+                TextColumn(f"  {unit} {{task.completed}}/{{task.total}}"),
                 BarColumn(),
                 TextColumn("{task.fields[figures]}"),
                 console=self.console,
             )
             self._bar.start()
-            self._task = self._bar.add_task("train", total=event["steps"], figures="")
+            self._task = self._bar.add_task(unit, total=total, figures="")
         assert self._task is not None
-        self._bar.update(self._task, completed=event["step"], figures=_figures(event))
+        self._bar.update(self._task, completed=done, figures=figures)

@@ -154,10 +154,10 @@ def test_a_stopped_run_goes_on_and_ends_like_a_straight_one(
     path = tmp_path / "stopped" / SCORED
     content = path.read_bytes()
     path.write_bytes(content[: len(content) - 25])  # and the disk lost the end of the last line
-    done: list[int] = []
-    log = EventLog(readers=(lambda event: done.append(event["done"]),))
+    done: list[tuple[str, int]] = []
+    log = EventLog(readers=(lambda event: done.append((event["kind"], event["done"])),))
     assert run(engine, prompts(8), tmp_path / "stopped", log) == straight
-    assert done == [6, 8]
+    assert done == [("rejection_resume", 3), ("rejection_step", 6), ("rejection_step", 8)]
     for name in (SCORED, SFT_ROWS, PAIRS):
         ours, theirs = tmp_path / "stopped" / name, tmp_path / "straight" / name
         assert ours.read_bytes() == theirs.read_bytes()
