@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch._inductor import inductor_prims
 
 from puna.model import grouped_attention
 
@@ -11,7 +10,12 @@ QUERY_BLOCK = 128  # queries scored at a time on CPU: later keys are left out, b
 
 def fusion_barrier(x: Tensor) -> Tensor:
     """``x`` itself; a compiler keeps it in memory instead of recomputing it in every use."""
-    return inductor_prims.force_stride_order(x, x.stride()) if torch.compiler.is_compiling() else x
+    if not torch.compiler.is_compiling():
+        return x
+    from torch._inductor import inductor_prims  # a second to import, for those who compile
+
+    barred: Tensor = inductor_prims.force_stride_order(x, x.stride())
+    return barred
 
 
 def attend_many(

@@ -3,6 +3,8 @@
 All layers share the compiled functions, with their tensors as arguments.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from puna.inference.attention import attend_one
 from puna.inference.cache import PagedLayer, PagedView
 from puna.inference.compiled import Step
 from puna.inference.weights import Int8Rows, JoinedAttention, quantised_rows
+from puna.model import LlamaConfig
 from puna.model.linear import rms_norm
 from puna.model.llama import swiglu
 
@@ -24,6 +27,9 @@ def _stores(layer: PagedLayer) -> tuple[Tensor | None, ...]:
 
 
 _N_STORES = 8
+# after three other arguments they are 3 to 6, of the cache, and 7 to 10, of the view; the number of
+# the cache's pages comes from the memory that is free
+_CACHE: dict[int, Sequence[int]] = {3: [0], 4: [0], 5: [0], 6: [0]}
 
 
 def _layer(
@@ -92,9 +98,12 @@ class Between:
         attention: of any layer.
         eps: of the norms.
         rounded: whether products take rounded rows, all but the last.
+        facts: see `Step`.
     """
 
-    def __init__(self, attention: JoinedAttention, eps: float, *, rounded: bool) -> None:
+    def __init__(
+        self, attention: JoinedAttention, eps: float, facts: str, *, rounded: bool
+    ) -> None:
         self._attention = attention
         self._rounded = rounded
 
@@ -123,14 +132,15 @@ class Between:
             return x + out
 
         rows = [0]
-        self._ready, self._whole = Step(ready, {0: rows}), Step(whole, {0: rows, 1: rows})
-        self._enter = Step(enter, {0: rows})
-        # numbers of `_stores`, after three other arguments: 7 to 10 are those of the view
+        step = partial(Step, facts=facts)
+        self._ready = step("ready", function=ready, varying={0: rows})
+        self._whole = step("whole", function=whole, varying={0: rows, 1: rows})
+        self._enter = step("enter", function=enter, varying={0: rows})
         by_row = dict.fromkeys((0, 1, 2, 7, 8, 10, 11), rows)
-        self._mix = Step(mix, {**by_row, 9: [0, 1]})
-        self._turn = Step(turn, {0: rows, 1: rows, 3: rows})
-        self._activate = Step(activate, {0: rows, 1: rows})
-        self._leave = Step(leave, {0: rows, 1: rows})
+        self._mix = step("mix", function=mix, varying={**_CACHE, **by_row, 9: [0, 1]})
+        self._turn = step("turn", function=turn, varying={0: rows, 1: rows, 3: rows})
+        self._activate = step("activate", function=activate, varying={0: rows, 1: rows})
+        self._leave = step("leave", function=leave, varying={0: rows, 1: rows})
 
     def run(
         self,
@@ -166,9 +176,12 @@ class Between:
         return product
 
 
-def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters, *, several: bool) -> nn.ModuleList:
+def compiled_blocks(
+    blocks: nn.ModuleList, config: LlamaConfig, adapters: Adapters, *, several: bool
+) -> nn.ModuleList:
     """The blocks, compiled for one token of one row and, with ``several``, for more."""
     first: Any = blocks[0]
+    facts = f"{config.model_dump_json()} {first}"
 
     names = list(first.state_dict())
 
@@ -177,9 +190,9 @@ def compiled_blocks(blocks: nn.ModuleList, adapters: Adapters, *, several: bool)
         layer = _layer(*rest[:_N_STORES])
         return functional_call(first, tensors, (x, cos, sin, None, layer))
 
-    step = Step(whole, {9: [1]})  # the table: of `_stores` the seventh, after three other arguments
+    step = Step("block", facts, whole, {**_CACHE, 9: [1]})
     between = None
     if several and isinstance(first.self_attn, JoinedAttention):
         rounded = isinstance(first.self_attn.o_proj, Int8Rows)
-        between = Between(first.self_attn, first.input_layernorm.eps, rounded=rounded)
+        between = Between(first.self_attn, first.input_layernorm.eps, facts, rounded=rounded)
     return nn.ModuleList(CompiledBlock(block, step, between, adapters) for block in blocks)

@@ -130,9 +130,7 @@ class PagedStore:
         pages, head = (n_pages, config.n_kv_heads), config.head_dim
 
         def entries(*page: int) -> Tensor:
-            store = _zeros((*pages, *page), dtype, device)
-            torch._dynamo.mark_static(store)  # else compiled code takes its sizes for variable
-            return store
+            return _zeros((*pages, *page), dtype, device)
 
         def scales() -> Tensor | None:
             scaled = dtype == torch.int8
@@ -165,17 +163,17 @@ class PagedStore:
             dtype: of the activations.
         """
         width, size = max(counts), self.page_size
+        if width == 1 and min(counts) == 1 and self._attend_one is not None:
+            return self._next_tokens(pages, starts, self._attend_one)
         steps = torch.arange(width)
         positions = torch.tensor(starts)[:, None] + steps
         fresh = width > 1 and not any(starts)
         longest = max(start + n for start, n in zip(starts, counts, strict=True))
-        span = max(2, -(-longest // size))  # compiled code treats a size of 1 as another shape
-        padded = [[*row[:span], *[SCRATCH] * (span - len(row))] for row in pages]
-        table = torch.tensor(padded)
+        span = -(-longest // size)
+        table = torch.tensor(_padded(pages, span))
         real = steps < torch.tensor(counts)[:, None]
         owner = table.gather(1, (positions // size).clamp(max=span - 1))
-        one = self._attend_one if width == 1 else None
-        mask = None if one else self._mask(steps[None] if fresh else positions, fresh, span, dtype)
+        mask = self._mask(steps[None] if fresh else positions, fresh, span, dtype)
         view = PagedView(
             pages=torch.where(real, owner, SCRATCH).flatten().to(self.device),
             offsets=(positions % size).flatten().to(self.device),
@@ -183,10 +181,33 @@ class PagedStore:
             lengths=positions[:, 0].to(self.device) + 1,
             mask=mask,
             before=max(starts),
-            attend_one=one,
+            attend_one=None,
         )
-        layers = [PagedLayer(*stores, view) for stores in self._layers]
-        return positions.to(self.device), PagedBatch(layers)
+        return positions.to(self.device), self._seen(view)
+
+    def _next_tokens(
+        self, pages: Sequence[Sequence[int]], starts: Sequence[int], attend_one: AttendOne
+    ) -> tuple[Tensor, PagedBatch]:
+        """`batch` for one new token of each row, with few calls of torch: it is every decoding."""
+        size = self.page_size
+        span = max(2, max(starts) // size + 1)  # compiled code treats a size of 1 as another shape
+        positions = torch.tensor(starts, device=self.device)
+        view = PagedView(
+            pages=torch.tensor(
+                [row[start // size] for row, start in zip(pages, starts, strict=True)],
+                device=self.device,
+            ),
+            offsets=positions % size,
+            table=torch.tensor(_padded(pages, span), device=self.device),
+            lengths=positions + 1,
+            mask=None,
+            before=max(starts),
+            attend_one=attend_one,
+        )
+        return positions[:, None], self._seen(view)
+
+    def _seen(self, view: PagedView) -> PagedBatch:
+        return PagedBatch([PagedLayer(*stores, view) for stores in self._layers])
 
     def _mask(self, positions: Tensor, fresh: bool, span: int, dtype: torch.dtype) -> Tensor | None:
         """What new tokens attend to, in the form that attention is fast with.
@@ -200,6 +221,11 @@ class PagedStore:
         keys = torch.arange(positions.shape[1] if fresh else span * self.page_size)
         mask = (keys <= positions[:, :, None])[:, None]
         return additive(mask, dtype) if plain else mask.to(self.device)
+
+
+def _padded(pages: Sequence[Sequence[int]], span: int) -> list[list[int]]:
+    """The first ``span`` pages of each row, filled up with `SCRATCH`."""
+    return [[*row[:span], *[SCRATCH] * (span - len(row))] for row in pages]
 
 
 def _in_8_bits(entries: Tensor) -> tuple[Tensor, Tensor]:

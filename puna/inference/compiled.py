@@ -5,7 +5,7 @@ must be as it was at the first call.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from puna.inference.attention import attend_one
-from puna.inference.cache import AttendOne
+from puna.inference.kept_code import CodeShelf
 from puna.inference.shortcut import Shortcut
 
 _OPTIONS: dict[str, Any] = {
@@ -29,26 +29,37 @@ class Step:
     """A function compiled at its first call.
 
     Args:
+        name: under which its code is kept.
+        facts: what shapes its code beside its arguments.
         function: of tensors, or None, to one or several; pure but for writes into its arguments.
         varying: for the number of an argument, if there is one, which of its sizes may change from
             call to call; at the first call they must be above 1.
     """
 
     def __init__(
-        self, function: Callable[..., Any], varying: dict[int, Sequence[int]] | None = None
+        self,
+        name: str,
+        facts: str,
+        function: Callable[..., Any],
+        varying: dict[int, Sequence[int]] | None = None,
     ) -> None:
+        self._name, self._facts = name, facts
         self._function = function
         self._varying = varying or {}
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: Shortcut | None = None
 
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
-            for number, sizes in self._varying.items():
-                if number < len(args):
-                    for size in sizes:
-                        torch._dynamo.mark_dynamic(args[number], size)
-            self._compiled = _compile(self._function, args)
+            shelf = CodeShelf(self._name, self._facts, args, self._varying)
+            self._compiled = Shortcut(partial(self._compile, args), shelf)
         return self._compiled(*args)
+
+    def _compile(self, args: Sequence[Any]) -> Callable[..., Any]:
+        for number, sizes in self._varying.items():
+            if number < len(args) and args[number] is not None:
+                for size in sizes:
+                    torch._dynamo.mark_dynamic(args[number], size)
+        return _compile(self._function, args)
 
 
 def _compile(function: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
@@ -58,7 +69,8 @@ def _compile(function: Callable[..., Any], args: Sequence[Any]) -> Callable[...,
     with settings.patch(use_duck_shape=False):
         ahead = compiled.aot_compile((tuple(args), {}))
     ahead.disable_guard_check()
-    return Shortcut(ahead.fn)
+    run: Callable[..., Any] = ahead.fn
+    return run
 
 
 class CompiledHead(nn.Module):
@@ -73,7 +85,7 @@ class CompiledHead(nn.Module):
         def call(x: Tensor, *tensors: Tensor) -> Any:
             return functional_call(head, dict(zip(state, tensors, strict=True)), (x,))
 
-        self._step = Step(call)
+        self._step = Step("head", repr(head), call)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > x.shape[-1]:
@@ -84,9 +96,17 @@ class CompiledHead(nn.Module):
         return compiled
 
 
-@cache
-def compiled_attend_one() -> AttendOne:
-    """`attend_one`, compiled for any number of rows."""
-    options: dict[str, Any] = {"assert_indirect_indexing": False}
-    compiled: AttendOne = torch.compile(attend_one, dynamic=True, fullgraph=True, options=options)
-    return compiled
+class CompiledAttention:
+    """`attend_one`, compiled once for single rows and once for several."""
+
+    def __init__(self) -> None:
+        self._steps: dict[bool, Step] = {}
+
+    def __call__(self, queries_bh1d: Tensor, *args: Any) -> Tensor:
+        several = len(queries_bh1d) > 1
+        if several not in self._steps:
+            pages = {number: [0] for number in range(1, 5)}  # of the cache, see `attend_one`
+            rows = {0: [0], 5: [0, 1], 6: [0]} if several else {5: [1]}
+            self._steps[several] = Step("attend_one", "", attend_one, {**pages, **rows})
+        attended: Tensor = self._steps[several](queries_bh1d, *args)
+        return attended

@@ -9,7 +9,7 @@ from torch import Tensor
 from puna.inference.adapters import Adapters
 from puna.inference.blocks import compiled_blocks
 from puna.inference.cache import PagedStore
-from puna.inference.compiled import CompiledHead, compiled_attend_one
+from puna.inference.compiled import CompiledAttention, CompiledHead
 from puna.inference.rotation import unrotated_hidden
 from puna.inference.weights import Weights, compute_dtype, ready_for_inference
 from puna.model import Llama
@@ -55,7 +55,7 @@ class Runner:
             page_size,
             dtype,
             model.device,
-            attend_one=compiled_attend_one() if self._compiled else None,
+            attend_one=CompiledAttention() if self._compiled else None,
         )
         self.cache_bytes_per_token = PagedStore.bytes_per_token(model.config, dtype)
 
@@ -69,7 +69,7 @@ class Runner:
         self.adapters.attach(twin)
         if self._compiled:
             twin.model.layers = compiled_blocks(
-                twin.model.layers, self.adapters, several=self._several
+                twin.model.layers, model.config, self.adapters, several=self._several
             )
             self.head = CompiledHead(head)
 

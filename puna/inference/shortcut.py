@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch._inductor.output_code import CompiledFxGraph
+
+from puna.inference.kept_code import CodeShelf
 
 _watching = threading.Lock()
 
@@ -29,7 +30,7 @@ class _Size(NamedTuple):
 
 
 class _Call(NamedTuple):
-    graph: CompiledFxGraph
+    graph: Any  # CompiledFxGraph
     inputs: list[Any]
     outputs: Sequence[Any]
 
@@ -41,20 +42,28 @@ class Shortcut:
     candidates: where they differ in a call, it goes the long way and more is learned.
 
     Args:
-        run: the compiled function, without guards; its code changes no arguments' metadata.
+        compiled: makes the compiled function, without guards; its code changes no arguments'
+            metadata. Called when it is needed.
+        shelf: where what was learned is kept, and found.
     """
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self._run = run
+    def __init__(self, compiled: Callable[[], Callable[..., Any]], shelf: CodeShelf) -> None:
+        self._compiled = compiled
+        self._shelf = shelf
+        self._run: Callable[..., Any] | None = None
         self._code: Callable[[list[Any]], Sequence[Any]] | None = None
         self._inputs: list[int | list[_Size]] = []
         self._outputs: list[int] = []
         self._single = True
         self._learnable = True
+        if kept := shelf.load():
+            self._code = kept.code
+            self._inputs = [_from_json(source) for source in kept.rule["inputs"]]
+            self._outputs, self._single = kept.rule["outputs"], kept.rule["single"]
 
     def __call__(self, *args: Any) -> Any:
         if self._code is None:
-            return self._watched(args) if self._learnable else self._run(*args)
+            return self._watched(args) if self._learnable else self._the_long_way(args)
         inputs: list[Any] = []
         for source in self._inputs:
             if isinstance(source, int):
@@ -69,7 +78,14 @@ class Shortcut:
             return outputs[self._outputs[0]]
         return tuple(outputs[place] for place in self._outputs)
 
+    def _the_long_way(self, args: Sequence[Any]) -> Any:
+        if self._run is None:
+            self._run = self._compiled()
+        return self._run(*args)
+
     def _watched(self, args: Sequence[Any]) -> Any:
+        from torch._inductor.output_code import CompiledFxGraph  # a second, not for kept code
+
         calls: list[_Call] = []
         thread = threading.get_ident()
         with _watching:
@@ -85,7 +101,7 @@ class Shortcut:
 
             kind.__call__ = watch
             try:
-                result = self._run(*args)
+                result = self._the_long_way(args)
             finally:
                 kind.__call__ = original
         self._learnable = len(calls) == 1 and self._learn(calls[0], args, result)
@@ -107,7 +123,16 @@ class Shortcut:
         self._inputs = [source for source in inputs if source is not None]
         self._outputs = [place for place in outputs if place is not None]
         self._code = call.graph.current_callable
-        return self._code is not None
+        if self._code is None:
+            return False
+        if not call.graph.constants:
+            rule = {"inputs": self._inputs, "outputs": self._outputs, "single": self._single}
+            self._shelf.save(call.graph.source_code, self._code, rule)
+        return True
+
+
+def _from_json(source: Any) -> int | list[_Size]:
+    return source if isinstance(source, int) else [_Size(*size) for size in source]
 
 
 def _place(wanted: Any, among: Sequence[Any]) -> int | None:

@@ -72,7 +72,9 @@ class Trunk(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        # its own constructor would draw weights, which loading and `init_weights` replace
+        table = torch.empty(config.vocab_size, config.dim)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
@@ -96,6 +98,7 @@ class Llama(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype | None = None
         self.recompute: Recompute | None = None
+        self._frequencies: Tensor | None = None  # of RoPE, kept: they cost more than a small call
         self.model = Trunk(config)
         self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
 
@@ -160,8 +163,9 @@ class Llama(nn.Module):
         if cache is None and plain_is_faster(x_btd):
             one_document = torch.zeros_like(ids_bt[:1])
             mask = additive(document_mask(one_document) if mask is None else mask, x_btd.dtype)
-        frequencies = rope_frequencies(self.config).to(ids_bt.device)
-        cos, sin = rope_tables(frequencies, positions_bt)
+        if self._frequencies is None or self._frequencies.device != ids_bt.device:
+            self._frequencies = rope_frequencies(self.config).to(ids_bt.device)
+        cos, sin = rope_tables(self._frequencies, positions_bt)
         cos, sin = cos.to(x_btd.dtype), sin.to(x_btd.dtype)
         layers = repeat(None, self.config.n_layers) if cache is None else cache.layers
         recompute = self.recompute if cache is None and torch.is_grad_enabled() else None

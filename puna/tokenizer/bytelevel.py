@@ -12,6 +12,10 @@ def _printable(byte: int) -> bool:
 _OTHERS = [byte for byte in range(256) if not _printable(byte)]
 BYTE_TO_CHAR = [chr(b) if _printable(b) else chr(256 + _OTHERS.index(b)) for b in range(256)]
 CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
+_OUTSIDE = "\u0100"  # no byte in Latin-1
+_TO_LATIN1 = str.maketrans(
+    {chr(byte): _OUTSIDE for byte in range(256)} | {c: chr(b) for c, b in CHAR_TO_BYTE.items()}
+)
 
 
 def to_chars(token: bytes) -> str:
@@ -21,7 +25,10 @@ def to_chars(token: bytes) -> str:
 
 def to_bytes(spelled: str) -> bytes:
     """The bytes behind a spelling; raises `KeyError` for a character outside the alphabet."""
-    return bytes(CHAR_TO_BYTE[char] for char in spelled)
+    try:
+        return spelled.translate(_TO_LATIN1).encode("latin-1")
+    except UnicodeEncodeError as error:
+        raise KeyError(spelled[error.start]) from error
 
 
 def well_formed(text: str) -> str:

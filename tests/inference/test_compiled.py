@@ -93,7 +93,7 @@ def test_engines_of_two_models_in_one_process_keep_to_their_own(
 
 
 def test_sizes_that_vary_are_not_taken_for_each_other() -> None:
-    step = Step(lambda a, b: a.sum(1)[:, None] + b.sum(1)[None], {0: [0, 1], 1: [0, 1]})
+    step = Step("sums", "", lambda a, b: a.sum(1)[:, None] + b.sum(1)[None], {0: [0, 1], 1: [0, 1]})
     for shape in ((4, 4, 4, 4), (3, 5, 2, 7), (9, 2, 6, 4)):
         a, b = torch.randn(*shape[:2]), torch.randn(*shape[2:])
         torch.testing.assert_close(step(a, b), a.sum(1)[:, None] + b.sum(1)[None])
