@@ -78,7 +78,7 @@ def run_puna(folder: Path, precision: str, recompute: str) -> None:
     rows = PairRows(pairs, np.full((len(pairs), 2), -700.0), config)
     at = [0]
 
-    def source(step: int) -> list[Any]:
+    def source(step: int, _share: object) -> list[Any]:
         turns.begin()
         at[0] = step
         return [rows.rows(np.arange(step * PAIRS, (step + 1) * PAIRS))]

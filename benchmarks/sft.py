@@ -49,7 +49,7 @@ def run_puna(folder: Path) -> None:
     batches = RowSource(rows, 1, loop)
     counts: list[int] = []
 
-    def source(step: int) -> list[Any]:
+    def source(step: int, _share: object) -> list[Any]:
         turns.begin()
         made = batches(step)
         counts.append(sum(batch.n_tokens for batch in made))

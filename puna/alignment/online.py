@@ -27,7 +27,7 @@ from puna.alignment.rollouts import EngineSampler, RunningMoments, Sampler, Scor
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.core.random import stable_seed, stream
-from puna.data import rows_of_step
+from puna.data import WHOLE, Share, rows_of_step
 from puna.inference.weights import Weights
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
@@ -84,8 +84,16 @@ class Online:
         self._sums: dict[str, float] = {}  # over the updates of this rollout
         self._step_sums = dict.fromkeys((MOVED, "count"), 0.0)  # over the last update
 
-    def __call__(self, step: int) -> list[TokenBatch]:
-        """Micro-batches of a step; samples first where the last rollout is used up."""
+    def __call__(self, step: int, share: Share = WHOLE) -> list[TokenBatch]:
+        """Micro-batches of a step; samples first where the last rollout is used up.
+
+        Raises `UsageError` in one of several processes: answers come from one model's engine.
+        """
+        if share.of > 1:
+            raise UsageError(
+                f"{self.stage} samples its own answers, which one process does so far, not "
+                f"{share.of}: start it without torchrun"
+            )
         self.after_step(step, self.model)
         if self._experience is None:
             self._begin()

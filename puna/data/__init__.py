@@ -12,7 +12,7 @@ from puna.data.dialogues import Conversation, read_conversations
 from puna.data.document import Document, read_documents, write_documents
 from puna.data.geography import Country, read_countries
 from puna.data.mix import Group, MixedRows, MixSource
-from puna.data.order import rows_of_step
+from puna.data.order import WHOLE, Share, rows_of_step
 from puna.data.packing import IGNORED, Batch, PackedRows, Packing, pack
 from puna.data.preferences import NamedPair, UnfitPair, read_pairs
 from puna.data.sources import SOURCES
@@ -22,6 +22,7 @@ from puna.data.wikipedia import Article, read_articles
 __all__ = [
     "IGNORED",
     "SOURCES",
+    "WHOLE",
     "Article",
     "Batch",
     "ChatForm",
@@ -39,6 +40,7 @@ __all__ = [
     "NamedPair",
     "PackedRows",
     "Packing",
+    "Share",
     "SourceConfig",
     "TokenFile",
     "UnfitPair",

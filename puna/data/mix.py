@@ -12,7 +12,7 @@ import numpy as np
 
 from puna.core.errors import UsageError
 from puna.core.random import stream
-from puna.data.order import permutation
+from puna.data.order import WHOLE, Share, permutation
 from puna.data.packing import Batch, PackedRows
 from puna.data.tokens import Ints, TokenFile
 
@@ -128,9 +128,9 @@ class MixSource:
     def __init__(self, rows: MixedRows, batch_rows: int, micro_rows: int) -> None:
         self.rows = rows
         self.batch_rows = batch_rows
-        self.micro_rows = micro_rows or batch_rows
+        self.micro_rows = micro_rows
 
-    def __call__(self, step: int) -> list[Batch]:
+    def __call__(self, step: int, share: Share = WHOLE) -> list[Batch]:
         first = step * self.batch_rows
-        starts = range(first, first + self.batch_rows, self.micro_rows)
-        return [self.rows.rows_of(start, self.micro_rows) for start in starts]
+        parts = share.micro_batches(self.batch_rows, self.micro_rows)
+        return [self.rows.rows_of(first + part.start, len(part)) for part in parts]

@@ -74,6 +74,8 @@ def _mask(number: int, trained: Sequence[bool] | None, length: int) -> Bools:
 class TokenFile:
     """The items of a folder that `write_tokens` made; safe to read from several threads.
 
+    Pickled it is its folder's name: another process maps the same file.
+
     Attributes:
         tokens: ids of all items, end to end (uint16 or uint32, memory-mapped).
         trained: which of them are trained on; ``None`` when all are.
@@ -82,6 +84,7 @@ class TokenFile:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         try:
             meta = json.loads((folder / "meta.json").read_text())
             self.offsets: Ints = np.load(folder / "offsets.npy")
@@ -96,6 +99,9 @@ class TokenFile:
         self.vocab_size: int = meta["vocab_size"]
         if self.offsets[-1] != len(self.tokens):
             raise PunaError(f"{folder}/tokens.bin is cut short: write it again")
+
+    def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
+        return type(self), (self._folder,)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

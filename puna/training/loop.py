@@ -1,8 +1,9 @@
 """The one training loop.
 
-A method is an objective, ``(model, batch) -> Outcome``, and a source, ``step -> micro-batches``.
-The loop sums losses and gradients over the step and divides once by the step's global count, so the
-result does not depend on how the batch was cut into micro-batches.
+A method is an objective, ``(model, batch) -> Outcome``, and a source, ``(step, share) ->
+micro-batches``. The loop sums losses and gradients over the step and all processes and divides once
+by the step's global count, so the result depends neither on how the batch was cut into
+micro-batches nor on how many processes shared them.
 """
 
 import math
@@ -19,8 +20,10 @@ from puna.core.devices import fast_bf16, peak_flops
 from puna.core.errors import PunaError
 from puna.core.events import EventLog
 from puna.core.random import stable_seed
+from puna.data import Share
 from puna.model import Llama
 from puna.model.recompute import Recompute
+from puna.parallel import Mesh, here
 from puna.training import checkpoint
 from puna.training.checkpoint import Kept, Progress
 from puna.training.config import LoopConfig
@@ -42,7 +45,8 @@ class Outcome:
 
 
 Objective = Callable[[Llama, Any], Outcome]
-Source = Callable[[int], list[Any]]
+Source = Callable[[int, Share], list[Any]]
+"""Micro-batches of a step: those of a process's share."""
 AfterStep = Callable[[int, Llama], None]
 """Called with the number of steps done, and the model as it stands then."""
 
@@ -64,6 +68,12 @@ class _Window:
         self.seconds += other.seconds
         for name, value in other.sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def over(self, mesh: Mesh) -> "_Window":
+        """The sums of all processes."""
+        count, tokens, *sums = mesh.sum([self.count, self.tokens, *self.sums.values()])
+        named = dict(zip(self.sums, sums, strict=True))
+        return _Window(int(count), int(tokens), self.steps, self.seconds, named)
 
 
 def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
@@ -87,6 +97,7 @@ def _step(
     updates: Updates,
     config: LoopConfig,
     step: int,
+    mesh: Mesh,
 ) -> tuple[_Window, float]:
     """One optimizer step; returns its sums and the gradient norm before clipping."""
     done, rate = _Window(steps=1), learning_rate(config, step)
@@ -96,6 +107,7 @@ def _step(
         outcome.loss_sum.backward()
         sums = {"loss": float(outcome.loss_sum.detach()), **outcome.metrics}
         done.add(_Window(count=outcome.count, tokens=batch.n_tokens, sums=sums))
+    done = done.over(mesh)
     if done.count == 0:
         raise PunaError(f"step {step + 1}: no position has a label: check the data's masks")
     if not math.isfinite(done.sums["loss"]):
@@ -126,8 +138,9 @@ def train(
     Args:
         objective: loss of one micro-batch.
         source: micro-batches of a step, a pure function of it.
-        checkpoints: folder of this run's checkpoints.
-        events: receives ``train_resume``, ``train_step`` and ``checkpoint`` events.
+        checkpoints: folder of this run's checkpoints, written by the first process, read by all.
+        events: receives ``train_resume``, ``train_step`` and ``checkpoint`` events, from the first
+            process only.
         stage: named in the events.
         attended: mean number of positions a token attends to, for the FLOP count behind MFU.
         after_step: called after every step, outside its time, e.g. to validate; it must leave the
@@ -138,13 +151,14 @@ def train(
     Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
     finite.
     """
+    mesh = here()
+    events = events if mesh.is_first else EventLog()
     dtype = compute_dtype(config, model.device)
     peak = peak_flops(model.device.type, dtype)  # draws numbers, so before they are restored
     trained = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
     torch.manual_seed(stable_seed("train", stage))  # of dropout: the same run anywhere
-    updates = updates_of(trained, config)
-    optimizers = updates.optimizers
-    at = checkpoint.restore(checkpoints, trained, optimizers, kept) or Progress(0, 0, 0.0)
+    updates = updates_of(trained, config, mesh)
+    at = _restored(checkpoints, trained, updates, kept, mesh)
     if at.step:
         events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
     flops_per_token = model.config.flops_per_token(attended)
@@ -160,8 +174,10 @@ def train(
     with updates, deferred_interrupt() as stop_asked:
         while at.step < config.steps:
             started = time.perf_counter()
-            batches = source(at.step)
-            done, norm = _step(model, objective, batches, updates, config, at.step)
+            if not mesh.is_first:  # the checkpoint keeps the first one's random state only
+                torch.manual_seed(stable_seed("train", stage, at.step, mesh.rank))
+            batches = source(at.step, mesh.share)
+            done, norm = _step(model, objective, batches, updates, config, at.step, mesh)
             done.seconds = time.perf_counter() - started
             at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
             window.add(done)
@@ -179,21 +195,36 @@ def train(
                     tokens=at.tokens,
                     seconds=at.seconds,
                     tokens_per_s=rate,
-                    mfu=rate * flops_per_token / peak,
+                    mfu=rate * flops_per_token / (peak * mesh.n_processes),
                     left_s=(config.steps - at.step) * window.seconds / window.steps,
                 )
                 window = _Window()
-            if after_step is not None and not stop_asked.made:
+            if after_step is not None and not mesh.any(stop_asked.made):
                 after_step(at.step, model)
-            if at.step % config.checkpoint_every == 0 or last or stop_asked.made:
-                checkpoint.save(checkpoints, trained, optimizers, at, kept)
+            stop = mesh.any(stop_asked.made)
+            if at.step % config.checkpoint_every == 0 or last or stop:
+                if mesh.is_first:
+                    checkpoint.save(checkpoints, trained, updates.optimizers, at, kept)
                 events.emit("checkpoint", stage=stage, step=at.step)
-            if stop_asked.made:
+            if stop:
                 break
-    if stop_asked.made:
+    if mesh.any(stop_asked.made):
         raise Interrupted(
             f"stopped in {stage} after step {at.step} of {config.steps}, which is saved: "
             "run the same command to go on"
         )
     model.compute_dtype = model.recompute = None
+    return at
+
+
+def _restored(
+    checkpoints: Path, trained: nn.Module, updates: Updates, kept: Kept | None, mesh: Mesh
+) -> Progress:
+    """Where the newest checkpoint leaves off, the same in all processes."""
+    at = checkpoint.restore(checkpoints, trained, updates.optimizers, kept) or Progress(0, 0, 0.0)
+    if mesh.sum([at.step])[0] != at.step * mesh.n_processes:
+        raise PunaError(
+            f"{checkpoints} is not the same for all processes: put --runs on a disk they share"
+        )
+    mesh.align(trained.parameters())
     return at

@@ -1,11 +1,11 @@
-"""Micro-batches as a pure function of the step."""
+"""Micro-batches as a pure function of the step and of the part of it that is asked for."""
 
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from puna.data import rows_of_step
+from puna.data import WHOLE, Share, rows_of_step
 from puna.training.config import LoopConfig
 
 T_co = TypeVar("T_co", covariant=True)
@@ -34,9 +34,9 @@ class RowSource(Generic[T_co]):
         self.rows = rows
         self.seed = seed
         self.batch_rows = config.batch_rows
-        self.micro_rows = config.micro_rows or config.batch_rows
+        self.micro_rows = config.micro_rows
 
-    def __call__(self, step: int) -> list[T_co]:
+    def __call__(self, step: int, share: Share = WHOLE) -> list[T_co]:
         indices = rows_of_step(self.seed, step, self.batch_rows, len(self.rows))
-        starts = range(0, self.batch_rows, self.micro_rows)
-        return [self.rows.rows(indices[start : start + self.micro_rows]) for start in starts]
+        parts = share.micro_batches(self.batch_rows, self.micro_rows)
+        return [self.rows.rows(indices[part.start : part.stop]) for part in parts]

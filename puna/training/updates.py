@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from puna.core.errors import UsageError
+from puna.parallel import Mesh
 from puna.training.config import LoopConfig
 from puna.training.optimizer import build_optimizers, scale_and_clip, states, update
 
@@ -18,11 +20,12 @@ class Updates:
     Args:
         trained: holds the parameters.
         config: says how they are optimised.
+        mesh: the processes whose gradients are summed.
     """
 
-    def __init__(self, trained: nn.Module, config: LoopConfig) -> None:
+    def __init__(self, trained: nn.Module, config: LoopConfig, mesh: Mesh) -> None:
         self.optimizers = build_optimizers(trained, config)
-        self._trained, self._clip_norm = trained, config.clip_norm
+        self._trained, self._clip_norm, self._mesh = trained, config.clip_norm, mesh
 
     def __enter__(self) -> Self:
         return self
@@ -34,7 +37,8 @@ class Updates:
         """A backward pass follows, of a sum over ``count`` items, at this learning rate."""
 
     def norm(self, count: int) -> float:
-        """Norm of the step's mean gradient over ``count`` items, before it is clipped."""
+        """Norm of the step's mean gradient over all processes' ``count`` items, before clipping."""
+        self._mesh.sum_gradients(self._trained.parameters())
         return scale_and_clip(self._trained, count, self._clip_norm)
 
     def apply(self, rate: float) -> None:
@@ -50,8 +54,13 @@ class InBackward(Updates):
     applied, and the loop stops.
     """
 
-    def __init__(self, trained: nn.Module, config: LoopConfig) -> None:
-        super().__init__(trained, config)
+    def __init__(self, trained: nn.Module, config: LoopConfig, mesh: Mesh) -> None:
+        if mesh.n_processes > 1:
+            raise UsageError(
+                "optimizer_in_backward knows the gradients of one process only, this run has "
+                f"{mesh.n_processes}: set it to false, or start one"
+            )
+        super().__init__(trained, config, mesh)
         self._count, self._rate, self._squares = 0, 0.0, 0.0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -88,6 +97,6 @@ class InBackward(Updates):
         parameter.grad = None
 
 
-def updates_of(trained: nn.Module, config: LoopConfig) -> Updates:
+def updates_of(trained: nn.Module, config: LoopConfig, mesh: Mesh) -> Updates:
     """The way that ``config`` asks for."""
-    return (InBackward if config.optimizer_in_backward else Updates)(trained, config)
+    return (InBackward if config.optimizer_in_backward else Updates)(trained, config, mesh)

@@ -1,6 +1,5 @@
 """Distillation beside the plain computation it replaces, and what it teaches."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.data import Batch
 from puna.model import IGNORED, Llama, LlamaConfig
-from puna.training import LoopConfig, train
+from puna.training import LoopConfig, Source, train
 
 VOCAB = 41
 
@@ -86,7 +85,7 @@ def test_a_student_comes_to_agree_with_its_teacher(batch: Batch, tmp_path: Path,
     loop = LoopConfig(steps=60, batch_rows=2, learning_rate=1e-2, precision="fp32", log_every=1)
     told: list[dict[str, Any]] = []
     config = DistillConfig.parse({"divergence": kind}, where="test")
-    source: Callable[[int], list[Batch]] = lambda step: [batch]  # noqa: E731
+    source: Source = lambda step, share: [batch]  # noqa: E731
     events = EventLog(readers=(told.append,))
     train(student, DistillObjective(config, teacher), source, loop, tmp_path, events)
     losses = np.array([event["divergence"] for event in told if event["kind"] == "train_step"])

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.errors import UsageError
-from puna.data.order import rows_of_step
+from puna.data.order import Share, rows_of_step
 
 SEEDS = st.integers(0, 2**63 - 1)
 SIZES = st.integers(1, 50)
@@ -33,15 +33,28 @@ def test_a_step_is_the_same_whatever_was_asked_before(
     assert (rows_of_step(seed, step, batch_rows, n_rows) == first).all()
 
 
-@given(SEEDS, st.integers(0, 100), st.integers(1, 4), SIZES, st.sampled_from([1, 2, 3, 4, 6, 12]))
-def test_ranks_that_slice_the_batch_see_the_same_rows_however_many_they_are(
-    seed: int, step: int, rows_per_slot: int, n_rows: int, ranks: int
-) -> None:
-    batch = rows_of_step(seed, step, 12 * rows_per_slot, n_rows)
-    assert (np.concatenate(np.split(batch, ranks)) == batch).all()
+@given(SEEDS, st.integers(1, 4), SIZES)
+def test_larger_batches_walk_the_same_rows(seed: int, rows_per_slot: int, n_rows: int) -> None:
     larger_batches = walk(seed, 4, 12 * rows_per_slot, n_rows)
     smaller_batches = walk(seed, 8, 6 * rows_per_slot, n_rows)
     assert (larger_batches == smaller_batches).all()
+
+
+@given(SIZES, st.integers(0, 50), st.integers(1, 9))
+def test_shares_are_the_batch_in_order_however_many_they_are(
+    batch_rows: int, micro_rows: int, processes: int
+) -> None:
+    batch_rows += processes
+    shares = [Share(n, processes).micro_batches(batch_rows, micro_rows) for n in range(processes)]
+    places = [[place for part in parts for place in part] for parts in shares]
+    assert [place for share in places for place in share] == list(range(batch_rows))
+    assert max(map(len, places)) - min(map(len, places)) <= 1
+    assert all(0 < len(part) <= (micro_rows or batch_rows) for parts in shares for part in parts)
+
+
+def test_more_processes_than_rows_are_told_what_to_change() -> None:
+    with pytest.raises(UsageError, match="batch_rows 3 is fewer than the 4 processes: raise it"):
+        Share(0, 4).micro_batches(3, 0)
 
 
 def test_epochs_and_seeds_differ() -> None:

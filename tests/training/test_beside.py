@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from puna.core.events import EventLog
-from puna.data import Batch, PackedRows
+from puna.data import Batch, PackedRows, Share
 from puna.model import Llama
 from puna.training import LoopConfig, Outcome, RowSource, next_token, train
 
@@ -46,7 +46,7 @@ def run(model: Llama, rows: PackedRows, loop: LoopConfig, steps: int, folder: Pa
     class Killed(Exception):
         pass
 
-    def source(step: int) -> list[Batch]:
+    def source(step: int, share: Share) -> list[Batch]:
         if step == steps:
             raise Killed
         return watcher.source(step)

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from puna.core.events import EventLog
-from puna.data import Batch, PackedRows
+from puna.data import Batch, PackedRows, Share
 from puna.model import Llama, LoraConfig, add_lora, merge
 from puna.model.lora import LoRALinear, lora_layers
-from puna.training import LoopConfig, RowSource, next_token, train
+from puna.training import LoopConfig, RowSource, Source, next_token, train
 
 New = Callable[[], Llama]
 KINDS = [{}, {"dora": True, "rslora": True}, {"base": "nf4"}]
@@ -33,12 +33,12 @@ def run(model: Llama, source: Any, loop: LoopConfig, folder: Path) -> np.ndarray
     return np.array([(event["loss"], event["grad_norm"]) for event in told])
 
 
-def unpacked(source: RowSource[Batch]) -> Callable[[int], list[Batch]]:
+def unpacked(source: RowSource[Batch]) -> Source:
     """The same documents, one to a row and a row to a pass."""
 
-    def batches(step: int) -> list[Batch]:
+    def batches(step: int, share: Share) -> list[Batch]:
         found = []
-        for batch in source(step):
+        for batch in source(step, share):
             for row in range(len(batch.ids)):
                 for number in range(int(batch.documents[row].max()) + 1):
                     inside = batch.documents[row] == number

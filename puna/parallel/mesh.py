@@ -1,0 +1,134 @@
+"""Where a process stands among those of a run, and what they do together.
+
+Everything but tensors on a GPU is exchanged over the CPU, and before the GPUs exchange anything: a
+process that fails closes its connections, and the others learn of it while they still can.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from puna.core.errors import PunaError
+from puna.data import Share
+
+Result = TypeVar("Result")
+BUCKET = 2**24  # numbers sent together
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The processes of a run, and which of them this is; one process is all ones."""
+
+    dp_replicate: int = 1
+    """Processes that hold the whole model, each with its share of every batch."""
+    rank: int = 0
+    """Number of this process."""
+
+    @property
+    def n_processes(self) -> int:
+        """All of them."""
+        return self.dp_replicate
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> Share:
+        """This process's part of every batch."""
+        return Share(self.rank, self.dp_replicate)
+
+    def sum(self, numbers: Sequence[float]) -> Sequence[float]:
+        """Each number, summed over the processes in fp64. All must call it."""
+        if self.n_processes == 1:
+            return numbers
+        total = torch.tensor(numbers, dtype=torch.float64)
+        with _connected():
+            dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in some process. All must call it: so it is a barrier too."""
+        return self.sum([float(flag)])[0] > 0
+
+    def on_first(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` returns in the first process; the others wait and are sent it, pickled."""
+        if self.n_processes == 1:
+            return work()
+        box: list[Any] = [work() if self.is_first else None]
+        with _connected():
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        found: Result = box[0]
+        return found
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum the gradients of the replicas in fp32; a process without one counts as zeros."""
+        if self.dp_replicate == 1:
+            return
+        trained = [p for p in parameters if p.requires_grad]
+        used = self.sum([float(p.grad is not None) for p in trained])
+        gradients = []
+        for parameter, users in zip(trained, used, strict=True):
+            if users:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            _in_one(bucket, dist.all_reduce)
+
+    @torch.no_grad()
+    def align(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give all replicas the first one's values of what is trained."""
+        if self.dp_replicate == 1:
+            return
+        for bucket in _buckets([p for p in parameters if p.requires_grad]):
+            _in_one(bucket, lambda flat: dist.broadcast(flat, 0))
+
+
+def here() -> Mesh:
+    """The mesh of this process: ones, unless it has `joined` others."""
+    if dist.is_available() and dist.is_initialized():
+        return Mesh(dist.get_world_size(), dist.get_rank())
+    return Mesh()
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what torch raises when a peer is gone
+        raise PunaError(
+            "lost the connection to another process of this run: it has ended; run the same "
+            "command to go on from the last checkpoint"
+        ) from error
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, as many as `BUCKET` holds, or a larger one by itself."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _in_one(bucket: Sequence[Tensor], exchange: Callable[[Tensor], Any]) -> None:
+    """Exchange tensors as one, in fp32."""
+    if len(bucket) == 1 and bucket[0].dtype == torch.float32 and bucket[0].is_contiguous():
+        flat = bucket[0].view(-1)  # a large one: no copy is made
+    else:
+        flat = torch.cat([tensor.flatten().float() for tensor in bucket])
+    with _connected():
+        exchange(flat)
+    for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+        tensor.copy_(part.view_as(tensor))
