@@ -1,5 +1,6 @@
 """Tuning on chats and on preferences: each method is an objective of the one training loop."""
 
+from puna.alignment.distill import DistillConfig, DistillObjective
 from puna.alignment.dpo import DPOConfig, DPOObjective, PairRows
 from puna.alignment.grpo import GRPO, GRPOConfig
 from puna.alignment.kl import KLConfig
@@ -7,6 +8,7 @@ from puna.alignment.losses import dpo_loss
 from puna.alignment.online import train_online
 from puna.alignment.pairs import Comparison, encode_answers, encode_pair
 from puna.alignment.ppo import PPO, PPOConfig
+from puna.alignment.qat import quantisation_aware
 from puna.alignment.reference import reference_logprobs
 from puna.alignment.rejection import Prompt, RejectionConfig, sample_best
 from puna.alignment.reward import (
@@ -37,6 +39,8 @@ __all__ = [
     "Comparison",
     "DPOConfig",
     "DPOObjective",
+    "DistillConfig",
+    "DistillObjective",
     "GRPOConfig",
     "KLConfig",
     "PPOConfig",
@@ -59,6 +63,7 @@ __all__ = [
     "encode_task",
     "judge_rewards",
     "load_scorer",
+    "quantisation_aware",
     "reference_logprobs",
     "sample_best",
     "save_reward_model",

@@ -85,19 +85,30 @@ def _unshared(value: Any) -> Any:
 
 def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of ``mapping`` with ``a.b.c=value`` settings applied; values are read as YAML."""
-    result: dict[str, Any] = _unshared(mapping)
+    settings: dict[str, Any] = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise UsageError(f"override '{override}': write it as key=value, e.g. seed=1")
+        try:
+            settings[path] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"override '{override}': the value is not valid YAML") from error
+    return with_settings(mapping, settings)
+
+
+def with_settings(mapping: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of ``mapping`` in which the key that a path ``a.b.c`` leads to has its value.
+
+    Raises `UsageError` for a path that leads through a value.
+    """
+    result: dict[str, Any] = _unshared(mapping)
+    for path, value in settings.items():
         *parents, last = path.split(".")
         node = result
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise UsageError(f"override '{override}': '{parent}' holds a value, not keys")
-        try:
-            node[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UsageError(f"override '{override}': the value is not valid YAML") from error
+                raise UsageError(f"override '{path}={value}': '{parent}' holds a value, not keys")
+        node[last] = value
     return result

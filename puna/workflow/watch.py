@@ -16,6 +16,7 @@ from puna.data import PackedRows
 from puna.model import Llama
 from puna.tokenizer import Message, Tokenizer
 from puna.training import next_token
+from puna.training.loop import Objective
 
 _ROWS_AT_ONCE = 4
 _ANSWER_TOKENS = 48
@@ -66,12 +67,12 @@ class Watch:
 
 
 @torch.no_grad()
-def held_out_loss(model: Llama, rows: PackedRows) -> float:
-    """Mean loss of the trained tokens of all rows, in nats."""
+def held_out_loss(model: Llama, rows: PackedRows, objective: Objective = next_token) -> float:
+    """Mean loss of the trained tokens of all rows, in nats; of another objective its mean."""
     total, count = 0.0, 0
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         numbers = list(range(start, min(start + _ROWS_AT_ONCE, len(rows))))
-        outcome = next_token(model, rows.rows(numbers).to(model.device))
+        outcome = objective(model, rows.rows(numbers).to(model.device))
         total += float(outcome.loss_sum)
         count += outcome.count
     return round(total / count, 4)
