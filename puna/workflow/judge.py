@@ -11,10 +11,9 @@ from puna.core.devices import default_device
 from puna.core.events import EventLog
 from puna.data.generators.kinds import WEIGHTS
 from puna.formats import load_model
-from puna.workflow.corpus_stages import exercises
-from puna.workflow.evaluate_stage import run_evaluate
-from puna.workflow.recipe import EvaluateStage
 from puna.workflow.stage import origin_of
+from puna.workflow.stages.corpus import exercises
+from puna.workflow.stages.evaluate import EvaluateStage, run_evaluate
 from puna.workflow.summary import table_rows
 
 

@@ -1,191 +1,21 @@
 """The recipe: one YAML file that says a model's whole life."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from puna.alignment import DPOConfig, TooLong
 from puna.core.config import Config, apply_overrides, load_yaml
 from puna.core.errors import UsageError
-from puna.data import ChatForm, CorpusConfig
-from puna.data.generators import GeneratedText
 from puna.data.generators.kinds import WEIGHTS
-from puna.inference import Sampling
-from puna.model import LlamaConfig, LoraConfig, llama_config
-from puna.training import LoopConfig
+from puna.workflow.stages.corpus import DataStage, TokenizerStage
+from puna.workflow.stages.dpo import DPOStage
+from puna.workflow.stages.evaluate import EvaluateStage
+from puna.workflow.stages.pretrain import PretrainStage
+from puna.workflow.stages.sft import SFTStage
+from puna.workflow.stages.training import FromModel
 from puna.workflow.track import Tracker
-
-SEARCHED_PER_KIND = 200  # held-out questions looked for in the training text
-
-
-class DataStage(Config):
-    """Which text the model reads."""
-
-    corpus: CorpusConfig
-    """Sources, cleaning, deduplication, split."""
-    generated: GeneratedText = GeneratedText()
-    """Documents made by the generators."""
-
-
-class TokenizerStage(Config):
-    """The tokenizer trained on that text."""
-
-    vocab_size: int = Field(ge=300)
-    """Tokens in all, the special ones included."""
-    digit_group: int = Field(default=3, ge=1, le=3)
-    """Digits that may share a token; Llama 3 has 3, small models add better with 1."""
-    n_special: int = Field(default=256, ge=10, le=256)
-    """Special tokens, Llama 3's named ones first; the rest are reserved."""
-
-
-class ModelShape(Config):
-    """A published size, or the shape itself."""
-
-    size: str = ""
-    """A published size such as ``llama3.2-1b``; empty when the shape is given below."""
-    dim: int = Field(default=0, ge=0)
-    """Width of the residual stream."""
-    n_layers: int = Field(default=0, ge=0)
-    """Number of blocks."""
-    n_heads: int = Field(default=0, ge=0)
-    """Query heads."""
-    n_kv_heads: int = Field(default=0, ge=0)
-    """Key and value heads."""
-    ffn_dim: int = Field(default=0, ge=0)
-    """Width inside the feed-forward."""
-    tie_embeddings: bool = True
-    """Whether the head is the embedding; a published size brings its own."""
-    rope_theta: float = Field(default=0.0, ge=0)
-    """Base of RoPE; 0 takes Llama 3's 500,000."""
-    context: int = Field(default=0, ge=0)
-    """Longest sequence; 0 takes the size's own, or 8,192."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        shape = (self.dim, self.n_layers, self.n_heads, self.n_kv_heads, self.ffn_dim)
-        if self.size and any(shape):
-            raise ValueError("give either size or dim, n_layers, n_heads, n_kv_heads, ffn_dim")
-        if not self.size and not all(shape):
-            raise ValueError("give size, or all of dim, n_layers, n_heads, n_kv_heads, ffn_dim")
-        return self
-
-    def build(self, vocab_size: int) -> LlamaConfig:
-        """The model's configuration for a vocabulary."""
-        optional = {"rope_theta": self.rope_theta, "context": self.context}
-        changes: dict[str, Any] = {k: v for k, v in optional.items() if v}
-        changes["vocab_size"] = vocab_size
-        if self.size:
-            return llama_config(self.size, **changes)
-        names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "tie_embeddings")
-        shape = {name: getattr(self, name) for name in names}
-        return LlamaConfig.parse(shape | changes, where="stages.pretrain.model")
-
-
-class PretrainStage(Config):
-    """Next-token training from fresh weights."""
-
-    model: ModelShape
-    """Shape of the model."""
-    row_length: int = Field(ge=8)
-    """Tokens in a packed row."""
-    loop: LoopConfig
-    """How it is optimised."""
-
-
-class DataFile(Config):
-    """Data of your own: its path alone, or with a weight and a form."""
-
-    path: Path
-    """JSONL, JSON, Parquet or Arrow, or the folder of a Hugging Face dataset."""
-    weight: float | None = Field(default=None, gt=0)
-    """Share of the tokens of all files; empty: each row once a pass."""
-    form: ChatForm = "auto"
-    """How a row says its chat; ``auto`` looks at the first."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _path_alone(cls, given: Any) -> Any:
-        return {"path": given} if isinstance(given, str | Path) else given
-
-
-class SFTStage(Config):
-    """Tuning on chats; only the answers are trained."""
-
-    base: str = ""
-    """Model to start from; empty takes the stage before."""
-    files: tuple[DataFile, ...] = ()
-    """Chats of your own."""
-    generated_chats: int = Field(default=0, ge=0)
-    """Chats made by the generators."""
-    dialogue_repeats: int = Field(default=0, ge=0)
-    """How often the human-written dialogues of the source ``dialogues-en`` are shown."""
-    replay: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the tokens that are pretraining documents, against forgetting; needs stages.data."""
-    held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the chats in ``files`` kept for validation, 500 chats at most."""
-    validations: int = Field(default=10, ge=1)
-    """How often the loss on them is measured while training."""
-    samples: int = Field(default=0, ge=0)
-    """Answers of the model shown each time."""
-    chat_format: Literal["auto", "llama3", "llama3.1", "llama3.2", "chatml"] = "auto"
-    """How chats are written; ``auto`` takes what the model's folder says."""
-    too_long: TooLong = "error"
-    """What becomes of a chat longer than a row: an error, ``cut`` at its end, or ``drop``."""
-    row_length: int = Field(ge=8)
-    """Tokens in a packed row."""
-    lora: LoraConfig | None = None
-    """Train an adapter instead of all weights."""
-    loop: LoopConfig
-    """How it is optimised."""
-
-    @model_validator(mode="after")
-    def _some_chats(self) -> Self:
-        if not (self.files or self.generated_chats or self.dialogue_repeats):
-            raise ValueError("no chats: set files, generated_chats or dialogue_repeats")
-        if len({file.weight is None for file in self.files}) > 1:
-            raise ValueError("some files have a weight and some have none: give it to all")
-        return self
-
-
-class DPOStage(Config):
-    """Preferences: make the better of two answers more likely."""
-
-    generated_pairs: int = Field(default=0, ge=0)
-    """Pairs made by the generators."""
-    files: tuple[Path, ...] = ()
-    """Preferences of your own: ``chosen`` and ``rejected``, with or without ``prompt``."""
-    too_long: Literal["error", "drop"] = "error"
-    """What becomes of a pair longer than a row."""
-    row_length: int = Field(ge=8)
-    """Longest conversation, in tokens."""
-    dpo: DPOConfig = DPOConfig()
-    """The method's own knobs."""
-    loop: LoopConfig
-    """How it is optimised."""
-
-    @model_validator(mode="after")
-    def _some_pairs(self) -> Self:
-        if not (self.files or self.generated_pairs):
-            raise ValueError("no pairs: set files or generated_pairs")
-        return self
-
-
-class EvaluateStage(Config):
-    """What is measured before and after each stage."""
-
-    questions_per_kind: int = Field(default=40, ge=1, le=SEARCHED_PER_KIND)
-    """Held-out generated questions of each kind; these are looked for in the training text."""
-    pairs: int = Field(default=300, ge=2)
-    """Held-out preference pairs."""
-    max_new_tokens: int = Field(default=48, ge=1)
-    """Longest answer."""
-    sample_prompts: tuple[str, ...] = ()
-    """Beginnings for the model to continue, shown in the report."""
-    sample_questions: tuple[str, ...] = ()
-    """Questions shown with their answers in the report."""
-    sampling: Sampling = Sampling(max_new_tokens=80, temperature=0.7, top_p=0.9)
-    """How the samples are drawn; the scored answers are greedy."""
 
 
 class Stages(Config):
@@ -204,15 +34,32 @@ class Stages(Config):
             raise ValueError("stages.tokenizer learns from text: add stages.data")
         if self.pretrain and not self.tokenizer:
             raise ValueError("stages.pretrain needs tokens: add stages.tokenizer and stages.data")
-        if self.sft and not (self.pretrain or self.sft.base):
-            raise ValueError("stages.sft has no model: set stages.sft.base or add stages.pretrain")
-        if self.sft and self.sft.base and self.pretrain:
-            raise ValueError("stages.sft.base and stages.pretrain both give a model: drop one")
         if self.sft and self.sft.replay and not self.data:
             raise ValueError("stages.sft.replay repeats documents: add stages.data")
-        if self.dpo and not self.sft:
-            raise ValueError("stages.dpo tunes the model of stages.sft: add it")
+        self._check_bases()
         return self
+
+    def tuning(self) -> Iterator[tuple[str, FromModel]]:
+        """The stages that start from a model, by name, in order."""
+        for name, stage in self:
+            if isinstance(stage, FromModel):
+                yield name, stage
+
+    def _check_bases(self) -> None:
+        """Raise `ValueError` where a stage has no model, or names a stage that left it none."""
+        policies = ["pretrain"] if self.pretrain else []
+        for name, stage in self.tuning():
+            if not (stage.base or policies):
+                raise ValueError(
+                    f"stages.{name} has no model: set stages.{name}.base or add stages.pretrain"
+                )
+            if stage.base in type(self).model_fields and stage.base not in policies:
+                raise ValueError(
+                    f"stages.{name}.base: no stage {stage.base!r} leaves a model before it: name "
+                    "an earlier stage or a model"
+                )
+            if stage.leaves_policy:
+                policies.append(name)
 
 
 class Recipe(Config):

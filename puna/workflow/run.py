@@ -13,24 +13,28 @@ from puna.core.config import Config
 from puna.core.devices import default_device, describe_machine
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
-from puna.core.files import sha256_file, sha256_folder, sha256_value, write_text
+from puna.core.files import sha256_value, write_text
 from puna.formats import load_model
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
-from puna.workflow.corpus_stages import Exercises, exercises, run_data, run_tokenizer
-from puna.workflow.evaluate_stage import run_baselines, run_evaluate
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
 from puna.workflow.report import write_report
-from puna.workflow.sft_stage import conversations, run_sft
 from puna.workflow.stage import Artifact, run_stage
+from puna.workflow.stages.corpus import Exercises, exercises, run_data, run_tokenizer
+from puna.workflow.stages.dpo import run_dpo
+from puna.workflow.stages.evaluate import run_baselines, run_evaluate
+from puna.workflow.stages.pretrain import fresh_model, run_pretrain
+from puna.workflow.stages.sft import run_sft
+from puna.workflow.stages.training import MODEL, FromModel, Given, digest_of, resolve_base
 from puna.workflow.summary import write_summary
 from puna.workflow.track import build_tracker
-from puna.workflow.train_stages import fresh_model, run_dpo, run_pretrain
 
 Work = Callable[[Path], dict[str, Any]]
 EVENTS = "events.jsonl"
 BASELINES, EVALUATE = "baselines", "evaluate"
+# What carries out each stage that starts from a model; `Stages` says in which order.
+_RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {"sft": run_sft, "dpo": run_dpo}
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Run:
     events: EventLog
     drawn: Exercises
     done: dict[str, Artifact] = field(default_factory=dict)
+    policy: str = ""
+    """The stage that left the model to go on from; empty when there is none yet."""
 
     def stage(self, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
         """Run one stage with the recipe's seed and kinds as part of its config."""
@@ -72,7 +78,7 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
     try:
         run = Run(recipe, folder, events, exercises(recipe.kinds))
         _stages(run)
-        summary = write_summary(folder, recipe, run.done)
+        summary = write_summary(folder, recipe, run.done, run.policy)
         write_report(folder, summary)
         events.emit("run_end", name=recipe.name)
         return summary
@@ -92,23 +98,19 @@ def _as_yaml(recipe: Recipe) -> str:
 
 def _stages(run: Run) -> None:
     stages = run.recipe.stages
-    model: Artifact | None = None
     if stages.data:
         _corpus(run)
     if stages.pretrain:
-        model = _pretrain(run)
-    if stages.sft:
-        model = _sft(run, model)
-    if stages.dpo:
-        assert model is not None
-        _dpo(run, model)
+        _pretrain(run)
+    for name, config in stages.tuning():
+        _tune(run, name, config)
 
 
 def _corpus(run: Run) -> None:
     stages, seed = run.recipe.stages, run.recipe.seed
     assert stages.data is not None
     files = [c.path for c in stages.data.corpus.sources.values() if c.path is not None]
-    inputs = [_digest(path) for path in files]
+    inputs = [digest_of(path) for path in files]
     data = run.stage(
         "data", stages.data, inputs, partial(run_data, stages.data, seed, run.drawn, run.events)
     )
@@ -122,7 +124,7 @@ def _corpus(run: Run) -> None:
         run.stage(BASELINES, Config(), inputs, partial(run_baselines, *folders))
 
 
-def _pretrain(run: Run) -> Artifact:
+def _pretrain(run: Run) -> None:
     config, seed = run.recipe.stages.pretrain, run.recipe.seed
     assert config is not None
     data, tokenizer = run.done["data"], run.done["tokenizer"]
@@ -130,58 +132,34 @@ def _pretrain(run: Run) -> Artifact:
     shape = sha256_value([config.model.model_dump(mode="json"), tokenizer.digest])
     _judge(run, "untrained", shape, partial(fresh_model, config, seed, folder))
     work = partial(run_pretrain, config, seed, data.folder, folder, run.events)
-    return _trained(run, "pretrain", config, [data.digest, tokenizer.digest], work)
+    run.stage("pretrain", config, [data.digest, tokenizer.digest], work)
+    _judge_policy(run, "pretrain")
 
 
-def _sft(run: Run, before: Artifact | None) -> Artifact:
-    config = run.recipe.stages.sft
-    assert config is not None
-    files = [file.path for file in config.files]
-    for path in (*files, *([Path(config.base)] if config.base else [])):
+def _tune(run: Run, name: str, config: FromModel) -> None:
+    """Carry out a stage that starts from a model, then judge the policy it leaves."""
+    base, known = resolve_base(config, run.policy, run.done)
+    files = config.reads()
+    for path in (*files, *([Path(base)] if isinstance(base, str) else [])):
         if path.resolve().is_relative_to(run.folder.resolve()):
             raise UsageError(
                 f"{path} lies in {run.folder}, which this run replaces: give the run another name"
             )
-    if before:
-        base, known = str(before.folder / "model"), before.digest
-    else:
-        base, known = config.base, _base_digest(config.base)
+    if isinstance(base, str) and f"{EVALUATE}-base" not in run.done:
         _judge(run, "base", known, partial(load_model, base, device=default_device()))
-    talks = conversations() if config.dialogue_repeats else []
-    inputs = [known, sha256_value([c.key for c in talks]), *map(_digest, files)]
-    data = run.done.get("data")
-    folder = data.folder if data else None
-    work = partial(run_sft, config, run.recipe.seed, base, folder, run.drawn, run.events)
-    return _trained(run, "sft", config, inputs, work)
+    read = [run.done[stage].digest for stage in config.needs() if stage in run.done]
+    inputs = [known, *config.circumstances(), *map(digest_of, files), *read]
+    given = Given(base, run.recipe.seed, run.drawn, run.events, run.done)
+    run.stage(name, config, inputs, partial(_RUNS[name], config, given))
+    if config.leaves_policy:
+        _judge_policy(run, name)
 
 
-def _dpo(run: Run, before: Artifact) -> Artifact:
-    config = run.recipe.stages.dpo
-    assert config is not None
-    base = before.folder / "model"
-    work = partial(run_dpo, config, run.recipe.seed, base, run.drawn, run.events)
-    inputs = [before.digest, *map(_digest, config.files)]
-    return _trained(run, "dpo", config, inputs, work)
-
-
-def _base_digest(name: str) -> str:
-    """Hash of the files behind a model's name; the name itself when it is not a path."""
-    path = Path(name)
-    return _digest(path) if path.exists() else name
-
-
-def _digest(path: Path) -> str:
-    if not path.exists():
-        raise UsageError(f"no such file or folder: {path}")
-    return sha256_folder(path) if path.is_dir() else sha256_file(path)
-
-
-def _trained(run: Run, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
-    """Run a training stage, then judge its model."""
-    trained = run.stage(name, config, inputs, work)
-    load = partial(load_model, trained.folder / "model", device=default_device())
-    _judge(run, name, trained.digest, load)
-    return trained
+def _judge_policy(run: Run, name: str) -> None:
+    """Judge the model a stage left; the next goes on from it."""
+    run.policy, left = name, run.done[name]
+    load = partial(load_model, left.folder / MODEL, device=default_device())
+    _judge(run, name, left.digest, load)
 
 
 def _judge(run: Run, name: str, digest: str, load: Callable[[], tuple[Llama, Tokenizer]]) -> None:

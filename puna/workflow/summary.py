@@ -13,9 +13,10 @@ from puna.core.errors import UsageError
 from puna.core.files import write_json
 from puna.workflow.recipe import Recipe
 from puna.workflow.stage import Artifact
+from puna.workflow.stages.training import MODEL
 
 SUMMARY = "summary.json"
-_MODELS = ("untrained", "base", "pretrain", "sft", "dpo")
+_EVALUATE = "evaluate-"
 _ROWS = (
     # figure, title, format
     ("bits_per_byte", "Validation bits per byte", "{:.3f}"),
@@ -29,22 +30,30 @@ _ROWS = (
 )
 
 
-def write_summary(folder: Path, recipe: Recipe, done: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Gather the stages' figures into ``summary.json``; returns them."""
-    evaluations = {m: done[f"evaluate-{m}"].facts for m in _MODELS if f"evaluate-{m}" in done}
-    trained = [name for name in ("pretrain", "sft", "dpo") if name in done]
+def write_summary(
+    folder: Path, recipe: Recipe, done: Mapping[str, Artifact], policy: str
+) -> dict[str, Any]:
+    """Gather the stages' figures into ``summary.json``; returns them.
+
+    Args:
+        policy: the last stage that left a model to talk to; empty for none.
+    """
     summary = {
         "name": recipe.name,
         "seed": recipe.seed,
         "puna": __version__,
         "machine": describe_machine(),
-        "model": str(Path(trained[-1]) / "model") if trained else None,
+        "model": str(Path(policy) / MODEL) if policy else None,
         "stages": {
             name: {"seconds": round(artifact.seconds, 2), **artifact.facts}
             for name, artifact in done.items()
-            if not name.startswith("evaluate")
+            if not name.startswith(_EVALUATE)
         },
-        "evaluation": evaluations,
+        "evaluation": {
+            name.removeprefix(_EVALUATE): artifact.facts
+            for name, artifact in done.items()
+            if name.startswith(_EVALUATE)
+        },
     }
     write_json(folder / SUMMARY, summary)
     return summary

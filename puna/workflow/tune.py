@@ -12,8 +12,9 @@ from puna.core.errors import UsageError
 from puna.data import ChatForm, NamedChat, read_chats
 from puna.formats import load_tokenizer
 from puna.tokenizer import FORMATS, Tokenizer
-from puna.workflow.recipe import DataFile, Recipe
+from puna.workflow.recipe import Recipe
 from puna.workflow.stage import origin_of
+from puna.workflow.stages.sft import DataFile
 
 _ROW_FILL = 0.98  # of a packed row, as best-fit packing reaches
 _MEASURED = 200  # chats whose tokens are counted, to tell tokens from characters

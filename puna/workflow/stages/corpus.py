@@ -6,10 +6,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from puna.core.config import Config
 from puna.core.events import EventLog
 from puna.core.files import write_json, write_text
 from puna.core.wheels import WheelUnavailable
 from puna.data import (
+    CorpusConfig,
     Country,
     DataCard,
     Document,
@@ -18,12 +22,37 @@ from puna.data import (
     read_documents,
     write_documents,
 )
-from puna.data.generators import evaluation_questions, evaluation_strings, generate_documents
+from puna.data.generators import (
+    GeneratedText,
+    evaluation_questions,
+    evaluation_strings,
+    generate_documents,
+)
 from puna.tokenizer import Tokenizer
-from puna.workflow.recipe import SEARCHED_PER_KIND, DataStage, TokenizerStage
 
 _ROLES = ["system user assistant"]  # so that a chat's headers cost a token or two each
 TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
+SEARCHED_PER_KIND = 200  # held-out questions looked for in the training text
+
+
+class DataStage(Config):
+    """Which text the model reads."""
+
+    corpus: CorpusConfig
+    """Sources, cleaning, deduplication, split."""
+    generated: GeneratedText = GeneratedText()
+    """Documents made by the generators."""
+
+
+class TokenizerStage(Config):
+    """The tokenizer trained on that text."""
+
+    vocab_size: int = Field(ge=300)
+    """Tokens in all, the special ones included."""
+    digit_group: int = Field(default=3, ge=1, le=3)
+    """Digits that may share a token; Llama 3 has 3, small models add better with 1."""
+    n_special: int = Field(default=256, ge=10, le=256)
+    """Special tokens, Llama 3's named ones first; the rest are reserved."""
 
 
 @dataclass(frozen=True)

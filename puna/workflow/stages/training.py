@@ -1,0 +1,177 @@
+"""What stages that train share: the model they start from, the loop, what they leave.
+
+Each leaves ``model/``, a Hugging Face folder, and keeps checkpoints below `SCRATCH` until it ends.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from puna.core.config import Config
+from puna.core.devices import default_device
+from puna.core.errors import UsageError
+from puna.core.events import EventLog
+from puna.core.files import sha256_file, sha256_folder
+from puna.formats import load_model, save_model
+from puna.formats.peft import save_adapter
+from puna.model import Llama, LoraConfig, add_lora, merge
+from puna.model.lora import lora_layers
+from puna.tokenizer import FORMATS, Tokenizer
+from puna.training import LoopConfig, train
+from puna.training.loop import AfterStep, Objective, Source
+from puna.workflow.stage import SCRATCH, Artifact
+from puna.workflow.stages.corpus import Exercises
+
+ADAPTER = "adapter"  # below a stage's folder: what LoRA trained, as PEFT writes it
+MODEL = "model"  # below a stage's folder: the weights with their tokenizer
+ChatFormatName = Literal["auto", "llama3", "llama3.1", "llama3.2", "chatml"]
+
+
+class FromModel(Config):
+    """What all stages that start from a model have in common."""
+
+    leaves_policy: ClassVar[bool] = True
+    """Whether later stages go on from the model it leaves."""
+    usual_base: ClassVar[str] = ""
+    """Stage whose model it takes, where the recipe has it, in place of the stage before."""
+
+    base: str = ""
+    """Model to start from: an earlier stage's name, or a model as commands take it (``smollm2``, a
+    folder, a repo id); empty takes what the stage before left."""
+    chat_format: ChatFormatName = "auto"
+    """How chats are written; ``auto`` takes what the model's folder says."""
+
+    def reads(self) -> Sequence[Path]:
+        """Files and folders of the user's that shape the outcome."""
+        return ()
+
+    def needs(self) -> Sequence[str]:
+        """Other stages whose outputs it reads, where the recipe has them."""
+        return ()
+
+    def circumstances(self) -> Sequence[str]:
+        """Digests of what else shapes the outcome, e.g. texts that may be missing here."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a stage that starts from a model gets beside its settings."""
+
+    base: str | Path
+    """The model to start from, as `load_model` takes it."""
+    seed: int
+    """The recipe's."""
+    drawn: Exercises
+    """What the generators draw from."""
+    events: EventLog
+    """Where progress goes."""
+    earlier: Mapping[str, Artifact]
+    """Stages of the recipe that are done, by name."""
+
+    @property
+    def data(self) -> Path | None:
+        """Folder of the corpus; None in a recipe without one."""
+        return self.earlier["data"].folder if "data" in self.earlier else None
+
+
+def resolve_base(
+    config: FromModel, policy: str, earlier: Mapping[str, Artifact]
+) -> tuple[str | Path, str]:
+    """The model a stage starts from, and a digest of it.
+
+    Args:
+        policy: the stage before that left a model to go on from; empty for none.
+        earlier: stages that are done, by name.
+    """
+    usual = config.usual_base if config.usual_base in earlier else policy
+    name = config.base or usual
+    if name in earlier:
+        return earlier[name].folder / MODEL, earlier[name].digest
+    path = Path(name)
+    return name, digest_of(path) if path.exists() else name
+
+
+def digest_of(path: Path) -> str:
+    """Hash of a file or folder; raises `UsageError` where there is none."""
+    if not path.exists():
+        raise UsageError(f"no such file or folder: {path}")
+    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+
+
+def open_base(config: FromModel, given: Given) -> tuple[Llama, Tokenizer]:
+    """The model a stage starts from, on the device, with the chat format the stage asks for."""
+    model, tokenizer = load_model(given.base, device=default_device())
+    if config.chat_format != "auto":
+        tokenizer = tokenizer.with_chat(FORMATS[config.chat_format])
+    return model, tokenizer
+
+
+def adapt(model: Llama, lora: LoraConfig | None, given: Given) -> None:
+    """Put an adapter on the model where the stage asks for one, and say how large it is."""
+    if lora is None:
+        return
+    add_lora(model, lora, seed=given.seed)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    given.events.emit("note", text=f"adapter: {trained:,} trained parameters")
+
+
+def train_and_save(
+    model: Llama,
+    tokenizer: Tokenizer,
+    objective: Objective,
+    source: Source,
+    loop: LoopConfig,
+    row_length: int,
+    events: EventLog,
+    folder: Path,
+    *,
+    after_step: AfterStep | None = None,
+    base: str | Path = "",
+    save: Callable[[Path, Any, Tokenizer], None] = save_model,
+) -> dict[str, Any]:
+    """Train and leave ``model/``; of a model with an adapter also ``adapter/``, then merged.
+
+    Args:
+        row_length: tokens a token may attend to, for the FLOP count.
+        after_step: see `train`.
+        base: what an adapter changes.
+        save: writes the folder ``model/``.
+    """
+    stage = folder.name
+    checkpoints = folder / SCRATCH / "checkpoints"
+    progress = train(
+        model,
+        objective,
+        source,
+        loop,
+        checkpoints,
+        events,
+        stage=stage,
+        attended=row_length // 2,
+        after_step=after_step,
+    )
+    merged = _merge_adapter(model, folder, str(base), events) if _has_adapter(model) else {}
+    save(folder / MODEL, model, tokenizer)
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_seconds": round(progress.seconds, 2),
+        "tokens_per_s": round(progress.tokens / progress.seconds, 1),
+        "parameters": model.config.n_params(),
+        **merged,
+    }
+
+
+def _has_adapter(model: Llama) -> bool:
+    return any(True for _ in lora_layers(model))
+
+
+def _merge_adapter(model: Llama, folder: Path, base: str, events: EventLog) -> dict[str, Any]:
+    """Keep the adapter in a folder of its own, and add it to the weights."""
+    save_adapter(folder / ADAPTER, model, base)
+    report = merge(model)
+    events.emit("note", text=str(report))
+    worst = report.worst
+    return {"merge_error": worst.relative, "merge_error_of_change": worst.of_change}
