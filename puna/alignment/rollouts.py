@@ -89,12 +89,22 @@ def encode_task(
 
 
 def each_by(function: ScoringFunction) -> Scorer:
-    """Scores every answer by itself. Raises `PunaError` for a score that is no finite number."""
+    """Scores every answer by itself.
+
+    A function that has a method ``score_all(texts, records)`` too is given all answers at once, so
+    that it may look at several side by side.
+
+    Raises `PunaError` for a score that is no finite number.
+    """
+    score_all = getattr(function, "score_all", None) or (
+        lambda texts, records: map(function, texts, records)
+    )
 
     def score(answers: Sequence[Answer]) -> list[float]:
+        texts = [answer.text for answer in answers]
+        values = score_all(texts, [answer.task.record for answer in answers])
         scores = []
-        for answer in answers:
-            value = function(answer.text, answer.task.record)
+        for answer, value in zip(answers, values, strict=True):
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise PunaError(
                     f"the scoring function gave {value!r} for the answer {answer.text[:40]!r}: "
