@@ -30,10 +30,13 @@ from puna.core.random import stable_seed, stream
 from puna.data import WHOLE, Share, rows_of_step
 from puna.inference.weights import Weights
 from puna.model import Llama
+from puna.parallel import here
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig, Outcome, train
 from puna.training.checkpoint import Progress
 from puna.training.loop import compute_dtype
+
+_COUNTED = (CLIPPED, MOVED, "count")  # sums over the tokens learned from
 
 
 class Online:
@@ -74,7 +77,8 @@ class Online:
             )
         self.model, self.method, self.tasks = model, method, tasks
         self.sample, self.score = sample, score
-        self.loop, self.events, self.seed, self.stage = loop, events, seed, stage
+        self.loop, self.seed, self.stage = loop, seed, stage
+        self.events = events if here().is_first else EventLog()
         self.reference = Reference(model, compute_dtype(loop, model.device))
         self._scores = RunningMoments()
         self._number = 0  # of the rollout
@@ -82,46 +86,39 @@ class Online:
         self._experience: Experience | None = None
         self._figures: dict[str, float] = {}
         self._sums: dict[str, float] = {}  # over the updates of this rollout
-        self._step_sums = dict.fromkeys((MOVED, "count"), 0.0)  # over the last update
+        self._step_sums = dict.fromkeys(_COUNTED, 0.0)  # over the last update
+        self._step_open = False  # whether they are those of this process only
 
     def __call__(self, step: int, share: Share = WHOLE) -> list[TokenBatch]:
         """Micro-batches of a step; samples first where the last rollout is used up.
 
-        Raises `UsageError` in one of several processes: answers come from one model's engine.
+        Of several processes the first one samples, all learn.
         """
-        if share.of > 1:
-            raise UsageError(
-                f"{self.stage} samples its own answers, which one process does so far, not "
-                f"{share.of}: start it without torchrun"
-            )
         self.after_step(step, self.model)
         if self._experience is None:
-            self._begin()
-        assert self._experience is not None
+            self._experience, self._figures, self._scores = here().on_first(self._sampled)
         config, rows = self.method.rollouts, self.loop.batch_rows
         epoch, place = divmod(self._used, config.prompts // rows)
         order = stream(self.seed, "minibatches", self._number, epoch).permutation(config.prompts)
         chosen = order[place * rows : (place + 1) * rows].tolist()
         self._used += 1
-        self._step_sums = dict.fromkeys(self._step_sums, 0.0)
-        size = self.loop.micro_rows or rows
+        self._step_sums, self._step_open = dict.fromkeys(_COUNTED, 0.0), True
         return [
-            self._experience.batch(chosen[start : start + size], share_prompt=config.share_prompt)
-            for start in range(0, rows, size)
+            self._experience.batch(chosen[part.start : part.stop], share_prompt=config.share_prompt)
+            for part in share.micro_batches(rows, self.loop.micro_rows)
         ]
 
     def objective(self, model: Llama, batch: TokenBatch) -> Outcome:
         """The method's, noting what the table and the early stop need."""
         outcome = self.method(model, batch)
         found = {**outcome.metrics, "count": float(outcome.count)}
-        for name in (CLIPPED, MOVED, "count"):
-            self._sums[name] = self._sums.get(name, 0.0) + found[name]
         for name in self._step_sums:
             self._step_sums[name] += found[name]
         return outcome
 
     def after_step(self, step: int, _model: Llama) -> None:
         """Close a rollout that is used up: its row of the table, and the price of a nat."""
+        self._close_step()
         if self._experience is None or not self._is_used_up():
             return
         count = self._sums["count"]
@@ -140,6 +137,7 @@ class Online:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a resumed run needs: counters, moments, coefficient, and the answers in hand."""
+        self._close_step()
         numbers = {
             "number": self._number,
             "used": self._used,
@@ -171,6 +169,15 @@ class Online:
             prompts = [task.prompt for task in self._tasks()]
             self._experience = Experience.from_state(state, prompts)
 
+    def _close_step(self) -> None:
+        """Add the sums of the last update, over all processes, to those of the rollout."""
+        if not self._step_open:
+            return
+        totals = here().sum(list(self._step_sums.values()))
+        self._step_sums, self._step_open = dict(zip(self._step_sums, totals, strict=True)), False
+        for name, total in self._step_sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+
     def _is_used_up(self) -> bool:
         config = self.method.rollouts
         if self._used == config.epochs * config.prompts // self.loop.batch_rows:
@@ -185,7 +192,7 @@ class Online:
         )
         return [self.tasks[place] for place in places]
 
-    def _begin(self) -> None:
+    def _sampled(self) -> tuple[Experience, dict[str, float], RunningMoments]:
         """Sample, score, look at the answers and give each token its credit."""
         started = time.perf_counter()
         config = self.method.rollouts
@@ -208,18 +215,18 @@ class Online:
             prompts_at_once=self.loop.micro_rows or self.loop.batch_rows,
             share_prompt=config.share_prompt,
         )
-        columns, figures = self.method.credit(seen, rewards)
-        self._experience = Experience(groups, seen.mask_at, columns)
-        self._figures = {
+        columns, of_method = self.method.credit(seen, rewards)
+        figures = {
             "reward": float(scores.mean()),
             "kl": float(kl_k1(seen.logprobs_at, seen.reference_at).sum(1).mean()),
             "kl_coefficient": self.method.kl.coefficient,
             "entropy": -float(seen.logprobs_at[seen.mask_at].mean()),
             "length": float(seen.mask_at.sum(1).float().mean()),
             "ended": float(ended.float().mean()),
-            **figures,
+            **of_method,
             "sampling_s": sampled - started,
         }
+        return Experience(groups, seen.mask_at, columns), figures, self._scores
 
 
 def train_online(

@@ -18,6 +18,7 @@ from puna.data import Share
 
 Result = TypeVar("Result")
 BUCKET = 2**24  # numbers sent together
+_alone = False  # whether this process is at what the others wait for
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,21 @@ class Mesh:
         """Whether the flag is set in some process. All must call it: so it is a barrier too."""
         return self.sum([float(flag)])[0] > 0
 
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(False)
+
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` returns in the first process; the others wait and are sent it, pickled."""
+        """What ``work`` returns in the first process; the others wait and are sent it, pickled.
+
+        Within ``work`` that process is `here` by itself, so what it trains there it trains alone.
+        """
         if self.n_processes == 1:
             return work()
-        box: list[Any] = [work() if self.is_first else None]
+        box: list[Any] = [None]
+        if self.is_first:
+            with _by_itself():
+                box = [work()]
         with _connected():
             dist.broadcast_object_list(box, device=torch.device("cpu"))
         found: Result = box[0]
@@ -93,10 +104,20 @@ class Mesh:
 
 
 def here() -> Mesh:
-    """The mesh of this process: ones, unless it has `joined` others."""
-    if dist.is_available() and dist.is_initialized():
+    """The mesh of this process: ones, unless it has `joined` others and works with them."""
+    if not _alone and dist.is_available() and dist.is_initialized():
         return Mesh(dist.get_world_size(), dist.get_rank())
     return Mesh()
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from puna.core.errors import PunaError
 from puna.core.files import new_folder, sha256_file, write_json
+from puna.parallel import Mesh
 from puna.training.optimizer import states
 
 KEPT = 2  # the newest, and one before it should the newest be damaged
@@ -40,7 +41,7 @@ class Kept(Protocol):
     """What a method remembers from step to step besides weights, such as the answers in hand."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All of it."""
+        """All of it, in all processes; what the first one gives is written."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -66,14 +67,20 @@ def save(
     model: nn.Module,
     optimizers: Sequence[Optimizer],
     at: Progress,
-    kept: Kept | None = None,
+    kept: Kept | None,
+    mesh: Mesh,
 ) -> None:
-    """Write a checkpoint of this moment below ``root``, then remove all but the newest two."""
+    """Write a checkpoint of this moment below ``root``, then remove all but the newest two.
+
+    All processes call it; the first one writes.
+    """
+    remembered = {} if kept is None else kept.state_dict()
+    if not mesh.is_first:
+        return
     named = model.named_parameters()
     tensors = {f"model.{name}": value.detach() for name, value in named if value.requires_grad}
     tensors |= _optimizer_tensors(model, optimizers)
-    if kept is not None:
-        tensors |= {f"kept.{name}": value for name, value in kept.state_dict().items()}
+    tensors |= {f"kept.{name}": value for name, value in remembered.items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()

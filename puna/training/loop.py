@@ -203,8 +203,7 @@ def train(
                 after_step(at.step, model)
             stop = mesh.any(stop_asked.made)
             if at.step % config.checkpoint_every == 0 or last or stop:
-                if mesh.is_first:
-                    checkpoint.save(checkpoints, trained, updates.optimizers, at, kept)
+                checkpoint.save(checkpoints, trained, updates.optimizers, at, kept, mesh)
                 events.emit("checkpoint", stage=stage, step=at.step)
             if stop:
                 break

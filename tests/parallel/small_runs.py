@@ -1,6 +1,6 @@
 """Small runs of each offline method, to be done by one process or several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ from safetensors.torch import save_file
 
 from puna.alignment import Comparison, DPOConfig, DPOObjective, PairRows
 from puna.alignment.distill import DistillConfig, DistillObjective
+from puna.alignment.grpo import GRPO, GRPOConfig
+from puna.alignment.online import Online
 from puna.alignment.pairs import AnswerTokens
+from puna.alignment.ppo import PPO, PPOConfig
 from puna.alignment.reward import RankedRows, RewardConfig, RewardModel, RewardObjective
+from puna.alignment.rollouts import Answer, RolloutConfig, Task
 from puna.core.events import EventLog
 from puna.data import Group, MixedRows, MixSource, PackedRows, Share, TokenFile
 from puna.model import Llama, LlamaConfig, add_lora
@@ -21,7 +25,10 @@ from puna.parallel import here
 from puna.training import LoopConfig, Objective, RowSource, Source, next_token, train
 
 VOCAB, ROW, STEPS = 61, 48, 5
-METHODS = ("pretrain", "sft", "accumulated", "muon", "dpo", "reward", "distill", "lora")
+METHODS = (
+    *("pretrain", "sft", "accumulated", "muon", "lora"),
+    *("dpo", "reward", "distill", "ppo", "grpo"),
+)
 LOOP = LoopConfig(
     steps=STEPS,
     batch_rows=5,  # two processes take two rows and three
@@ -31,7 +38,7 @@ LOOP = LoopConfig(
     log_every=1,
     precision="fp32",
 )
-Method = tuple[Llama, Objective, Source, LoopConfig]
+Method = tuple[Llama, Objective, Source, LoopConfig, dict[str, Any]]
 
 
 def documents() -> list[tuple[list[int], list[bool]]]:
@@ -62,25 +69,57 @@ def new_model(seed: int = 1) -> Llama:
     return model
 
 
-def method(name: str, tokens: TokenFile) -> Method:
-    """Model, objective, source and settings of a method."""
+def drawn(_model: Llama, tasks: Sequence[Task], seed: int) -> list[Answer]:
+    """Answers by dice, in place of the engine: any process would draw the same."""
+    rng = np.random.default_rng(seed)
+    return [
+        Answer(
+            task, rng.integers(0, VOCAB, rng.integers(2, 9)).tolist(), "", bool(rng.random() < 0.8)
+        )
+        for task in tasks
+        for _ in range(2)
+    ]
+
+
+def online(name: str, model: Llama, folder: Path) -> Method:
+    """PPO or GRPO with answers by dice; two rollouts within the run."""
+    rollouts = RolloutConfig(prompts=10, answers=2, epochs=2, max_new_tokens=8)
+    learned: PPO | GRPO = GRPO(GRPOConfig(rollouts=rollouts))
+    if name == "ppo":
+        learned = PPO(PPOConfig(rollouts=rollouts), model)
+    tasks = [Task(comparison.prompt, {}) for comparison in comparisons(2)]
+
+    def score(answers: Sequence[Answer]) -> list[float]:
+        return [float(np.mean(answer.ids)) / VOCAB for answer in answers]
+
+    log = EventLog(folder / f"{name}-rollouts-{here().n_processes}.jsonl")
+    made = Online(model, learned, tasks, drawn, score, LOOP, log, seed=0, stage=name)
+    beside = {"after_step": made.after_step, "beside": learned.critic, "kept": made}
+    return model, made.objective, made, LOOP, beside
+
+
+def method(name: str, folder: Path) -> Method:
+    """Model, objective, source and settings of a method, and what it keeps beside the model."""
+    tokens = TokenFile(folder / "tokens")
+    if name in ("ppo", "grpo"):
+        return online(name, new_model(), folder)
     model, rows = new_model(), PackedRows(tokens, ROW)
     if name == "sft":
         half = np.arange(len(tokens)) % 2 == 0
         groups = [Group(np.flatnonzero(half), 2.0), Group(np.flatnonzero(~half))]
         mixed = MixedRows(tokens, groups, ROW, seed=4)
-        return model, next_token, MixSource(mixed, LOOP.batch_rows, LOOP.micro_rows), LOOP
+        return model, next_token, MixSource(mixed, LOOP.batch_rows, LOOP.micro_rows), LOOP, {}
     if name == "dpo":
         pairs, config = comparisons(2), DPOConfig(beta=1.0)
         reference = np.random.default_rng(2).normal(-20, 2, (len(pairs), 2))
         source = RowSource(PairRows(pairs, reference, config), 5, LOOP)
-        return model, DPOObjective(config), source, LOOP
+        return model, DPOObjective(config), source, LOOP, {}
     if name == "reward":
         ranked = RowSource(RankedRows(comparisons(3)), 5, LOOP)
-        return RewardModel.from_policy(model), RewardObjective(RewardConfig()), ranked, LOOP
+        return RewardModel.from_policy(model), RewardObjective(RewardConfig()), ranked, LOOP, {}
     if name == "distill":
         objective = DistillObjective(DistillConfig(), new_model(seed=2))
-        return model, objective, RowSource(rows, 5, LOOP), LOOP
+        return model, objective, RowSource(rows, 5, LOOP), LOOP, {}
     changes: dict[str, dict[str, Any]] = {
         "accumulated": {"micro_rows": 2, "batch_rows": 6},  # shares of three rows: two and one
         "muon": {"optimizer": "muon"},
@@ -88,7 +127,7 @@ def method(name: str, tokens: TokenFile) -> Method:
     if name.startswith("lora"):
         add_lora(model, LoraConfig(rank=4, dropout=0.3 if name == "lora-dropout" else 0.0), seed=3)
     loop = LOOP.model_copy(update=changes.get(name, {}))
-    return model, next_token, RowSource(rows, 5, loop), loop
+    return model, next_token, RowSource(rows, 5, loop), loop, {}
 
 
 def trained(name: str, folder: Path, checkpoints: str, steps: int = STEPS) -> None:
@@ -96,7 +135,7 @@ def trained(name: str, folder: Path, checkpoints: str, steps: int = STEPS) -> No
 
     Those of process n end with ``-n``.
     """
-    model, objective, source, loop = method(name, TokenFile(folder / "tokens"))
+    model, objective, source, loop, beside = method(name, folder)
     log = EventLog(folder / f"{checkpoints}-{here().rank}.jsonl")
 
     class Killed(Exception):
@@ -108,7 +147,7 @@ def trained(name: str, folder: Path, checkpoints: str, steps: int = STEPS) -> No
         return source(step, share)
 
     with suppress(Killed):
-        train(model, objective, until, loop, folder / checkpoints, log, stage=name)
+        train(model, objective, until, loop, folder / checkpoints, log, stage=name, **beside)
     log.close()
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     save_file(weights, folder / f"{checkpoints}-{here().rank}.safetensors")
@@ -128,7 +167,7 @@ def all_of(folder: Path, runs: list[tuple[str, str, int]]) -> None:
 
 def fails(folder: Path, how: Callable[[], None], rank: int) -> None:
     """Train; the process ``rank`` does ``how`` in its third step."""
-    model, objective, source, loop = method("pretrain", TokenFile(folder / "tokens"))
+    model, objective, source, loop, _ = method("pretrain", folder)
 
     def until(step: int, share: Share) -> list[Any]:
         if step == 2 and here().rank == rank:

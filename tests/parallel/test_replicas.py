@@ -30,7 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     alone = [(name, f"{name}-by-1", STEPS) for name in METHODS]
     in_turn(made, [*alone, ("sft", "sft-1-then-2", 3)])
     together = [(name, f"{name}-by-2", STEPS) for name in (*METHODS, DROPOUT)]
-    cut = [("sft", "sft-2-then-1", 3), (DROPOUT, "dropout-cut", 3), (DROPOUT, "dropout-cut", STEPS)]
+    cut = [
+        ("sft", "sft-2-then-1", 3),
+        (DROPOUT, f"{DROPOUT}-cut", 3),
+        (DROPOUT, f"{DROPOUT}-cut", STEPS),
+    ]
+    cut += [("grpo", "grpo-cut", 3), ("grpo", "grpo-cut", STEPS)]
     resumed = ("sft", "sft-1-then-2", STEPS)
     assert run_ranks(2, made, all_of, made, [*together, *cut, resumed]) == [0, 0]
     trained("sft", made, "sft-2-then-1")
@@ -81,6 +86,13 @@ def test_metrics_are_those_of_the_whole_batch(folder: Path) -> None:
         assert b["reward_accuracy"] == a["reward_accuracy"]
 
 
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_the_table_of_rollouts_is_that_of_one_process(folder: Path, name: str) -> None:
+    one, two = (next(read_events(folder / f"{name}-rollouts-{n}.jsonl")) for n in (1, 2))
+    for figure in ("reward", "kl", "clip_fraction", "policy_kl", "updates"):
+        assert two[figure] == pytest.approx(one[figure], rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("run", ["sft-1-then-2", "sft-2-then-1"])
 def test_a_run_goes_on_with_another_number_of_processes(folder: Path, run: str) -> None:
     assert [event["step"] for event in steps(folder, run, "train_resume")] == [3]
@@ -91,8 +103,9 @@ def test_a_run_goes_on_with_another_number_of_processes(folder: Path, run: str) 
     assert difference(weights(folder, "sft-by-1"), weights(folder, run)) <= 1e-5
 
 
-def test_dropout_differs_among_processes_and_resumes_exactly(folder: Path) -> None:
-    straight, resumed = weights(folder, f"{DROPOUT}-by-2"), weights(folder, "dropout-cut")
+@pytest.mark.parametrize("run", [DROPOUT, "grpo"])
+def test_two_processes_that_are_cut_go_on_exactly(folder: Path, run: str) -> None:
+    straight, resumed = weights(folder, f"{run}-by-2"), weights(folder, f"{run}-cut")
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
 
 
