@@ -61,15 +61,16 @@ class ChatStage(FromModel):
 
     @model_validator(mode="after")
     def _some_chats(self) -> Self:
-        if not (self.files or self.generated_chats or self.brings_chats()):
-            raise ValueError("no chats: set files or generated_chats")
+        beside = self.chats_beside_files()
+        if not (self.files or any(beside.values())):
+            raise ValueError(f"no chats: set files or {' or '.join(beside)}")
         if len({file.weight is None for file in self.files}) > 1:
             raise ValueError("some files have a weight and some have none: give it to all")
         return self
 
-    def brings_chats(self) -> bool:
-        """Whether the stage has chats from elsewhere."""
-        return False
+    def chats_beside_files(self) -> dict[str, bool]:
+        """The settings that bring chats, and whether each does."""
+        return {"generated_chats": self.generated_chats > 0}
 
     def reads(self) -> list[Path]:
         """Its files."""
@@ -116,13 +117,16 @@ def tuning_chats(
     tokenizer: Tokenizer,
     folder: Path,
     *,
+    sources: Sequence[ChatSource] = (),
     more: Sequence[NamedChat] = (),
     replay: Callable[[int], Iterable[Item]] | None = None,
 ) -> TuningChats:
-    """The user's files, each a source, then what is generated, and ``more``; tells of them.
+    """The user's files, each a source, then what is generated; tells what there is to learn from.
 
     Args:
         folder: of the stage.
+        sources: further ones, after the files.
+        more: chats that are mixed with the generated ones.
         replay: see `write_chats`.
     """
     seed, drawn, events = given.seed, given.drawn, given.events
@@ -135,7 +139,7 @@ def tuning_chats(
     chats = write_chats(
         folder / SCRATCH / "tokens",
         tokenizer,
-        [*own, ChatSource([*named, *more])],
+        [*own, *sources, ChatSource([*named, *more])],
         row_length=config.row_length,
         seed=seed,
         too_long=config.too_long,
@@ -143,8 +147,7 @@ def tuning_chats(
         replay=replay,
     )
     loop = config.loop
-    order = stable_seed(seed, folder.name)
-    rows = MixedRows(chats.tokens, chats.groups, config.row_length, order)
+    rows = MixedRows(chats.tokens, chats.groups, config.row_length, stable_seed(seed, "sft"))
     first_pass = rows.packed(0)
     epochs = loop.steps * loop.batch_rows / len(first_pass)
     padding = first_pass.packing.padding
