@@ -10,9 +10,11 @@ from puna.core.config import Config, apply_overrides, load_yaml
 from puna.core.errors import UsageError
 from puna.data.generators.kinds import WEIGHTS
 from puna.workflow.stages.corpus import DataStage, TokenizerStage
+from puna.workflow.stages.distill import DistillStage
 from puna.workflow.stages.dpo import DPOStage
 from puna.workflow.stages.evaluate import EvaluateStage
 from puna.workflow.stages.pretrain import PretrainStage
+from puna.workflow.stages.qat import QATStage
 from puna.workflow.stages.sft import SFTStage
 from puna.workflow.stages.training import FromModel
 from puna.workflow.track import Tracker
@@ -26,6 +28,8 @@ class Stages(Config):
     pretrain: PretrainStage | None = None
     sft: SFTStage | None = None
     dpo: DPOStage | None = None
+    distill: DistillStage | None = None
+    qat: QATStage | None = None
     evaluate: EvaluateStage | None = None
 
     @model_validator(mode="after")

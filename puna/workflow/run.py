@@ -22,9 +22,11 @@ from puna.workflow.recipe import Recipe
 from puna.workflow.report import write_report
 from puna.workflow.stage import Artifact, run_stage
 from puna.workflow.stages.corpus import Exercises, exercises, run_data, run_tokenizer
+from puna.workflow.stages.distill import run_distill
 from puna.workflow.stages.dpo import run_dpo
 from puna.workflow.stages.evaluate import run_baselines, run_evaluate
 from puna.workflow.stages.pretrain import fresh_model, run_pretrain
+from puna.workflow.stages.qat import run_qat
 from puna.workflow.stages.sft import run_sft
 from puna.workflow.stages.training import MODEL, FromModel, Given, digest_of, resolve_base
 from puna.workflow.summary import write_summary
@@ -34,7 +36,12 @@ Work = Callable[[Path], dict[str, Any]]
 EVENTS = "events.jsonl"
 BASELINES, EVALUATE = "baselines", "evaluate"
 # What carries out each stage that starts from a model; `Stages` says in which order.
-_RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {"sft": run_sft, "dpo": run_dpo}
+_RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
+    "sft": run_sft,
+    "dpo": run_dpo,
+    "distill": run_distill,
+    "qat": run_qat,
+}
 
 
 @dataclass
