@@ -244,6 +244,8 @@ def _result(found: dict[str, Any], limits: Limits, stdout: str, stderr: str) -> 
         status = Status.OUT_OF_MEMORY
     else:
         status = Status.FAILED
+        if found["exit"] < 0:
+            stderr += f"ended by {signal.Signals(-found['exit']).name}\n"
     return Result(
         status,
         tuple(checks),

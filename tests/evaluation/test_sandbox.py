@@ -151,6 +151,10 @@ def attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     victim.wait()
 
 
+def test_this_machine_can_lock_code_in() -> None:
+    assert ROUTES, available()
+
+
 @pytest.mark.parametrize("layers", ROUTES, ids="+".join)
 def test_attacks_fail_and_leave_the_users_files_as_they_were(
     attack: Callable[..., Result], layers: tuple[str, ...], tmp_path: Path
@@ -312,6 +316,11 @@ def test_a_traceback_shows_the_programs_own_lines_only() -> None:
     assert result.stderr.splitlines()[-1] == "ZeroDivisionError: division by zero"
     assert "    return 1 / 0" in result.stderr
     assert "jail" not in result.stderr
+
+
+def test_a_crash_of_the_interpreter_is_a_failure_with_its_name() -> None:
+    result = run_python("import ctypes; ctypes.string_at(0)")
+    assert (result.status, result.stderr) == (Status.FAILED, "ended by SIGSEGV\n")
 
 
 def test_every_check_is_run_and_counted_by_itself() -> None:
