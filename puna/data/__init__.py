@@ -15,6 +15,7 @@ from puna.data.mix import Group, MixedRows, MixSource
 from puna.data.order import WHOLE, Share, rows_of_step
 from puna.data.packing import IGNORED, Batch, PackedRows, Packing, pack
 from puna.data.preferences import NamedPair, UnfitPair, read_pairs
+from puna.data.prompts import NamedPrompt, read_prompts
 from puna.data.sources import SOURCES
 from puna.data.tokens import TokenFile, write_tokens
 from puna.data.wikipedia import Article, read_articles
@@ -38,6 +39,7 @@ __all__ = [
     "MixedRows",
     "NamedChat",
     "NamedPair",
+    "NamedPrompt",
     "PackedRows",
     "Packing",
     "Share",
@@ -53,6 +55,7 @@ __all__ = [
     "read_countries",
     "read_documents",
     "read_pairs",
+    "read_prompts",
     "rows_of_step",
     "write_documents",
     "write_tokens",

@@ -2,9 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+from puna.core.errors import UsageError
 from puna.data.generators import Question
 from puna.inference import Engine, Request, Sampling, generate
 from puna.tokenizer import Message
@@ -115,6 +117,36 @@ def is_right(question: Question, text: str) -> bool:
     if question.check == "numbers":
         return numbers == _NUMBER.findall(question.answer)
     return numbers[-1:] == [question.answer] and not set(numbers) & set(question.rivals)
+
+
+def right_answer(text: str, record: Mapping[str, Any]) -> float:
+    """Scoring function: 1 for a right answer to a generated question, `Question`'s fields; else 0.
+
+    Raises `UsageError` for a row that is none.
+    """
+    return float(is_right(_question_of(record), text))
+
+
+def right_sentence(text: str, record: Mapping[str, Any]) -> float:
+    """Scoring function: 1 for the right sentence, 0.5 for a right answer in other words, else 0.
+
+    Raises `UsageError` for a row that is no generated question.
+    """
+    question = _question_of(record)
+    if text.strip() == question.full_answer:
+        return 1.0
+    return 0.5 * is_right(question, text)
+
+
+def _question_of(record: Mapping[str, Any]) -> Question:
+    names = [field.name for field in fields(Question)]
+    missing = [name for name in names if name not in record]
+    if missing:
+        raise UsageError(
+            f"no generated question: the row has no {', '.join(missing)}: use generated_prompts, "
+            "or a scoring function for your own rows"
+        )
+    return Question(**{name: record[name] for name in names})
 
 
 def _form(question: Question, text: str) -> str:

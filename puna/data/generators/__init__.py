@@ -4,7 +4,13 @@ Whether a problem is trained or held out is a hash of the problem itself (`is_he
 held-out problem occurs in training, whatever its wording.
 """
 
-from puna.data.generators.chats import Chat, PreferencePair, generate_chats, generate_pairs
+from puna.data.generators.chats import (
+    Chat,
+    PreferencePair,
+    generate_chats,
+    generate_pairs,
+    generate_questions,
+)
 from puna.data.generators.documents import GeneratedText, generate_documents
 from puna.data.generators.held_out import evaluation_questions, evaluation_strings
 from puna.data.generators.problems import Question, is_held_out
@@ -19,5 +25,6 @@ __all__ = [
     "generate_chats",
     "generate_documents",
     "generate_pairs",
+    "generate_questions",
     "is_held_out",
 ]

@@ -1,4 +1,4 @@
-"""Conversations for tuning, and pairs of answers for preferences."""
+"""Conversations for tuning, pairs of answers for preferences, and questions alone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +111,19 @@ def generate_pairs(
             chosen=question.full_answer,
             rejected=question.answer if style else question.wrong_answer,
         )
+
+
+def generate_questions(
+    seed: int,
+    n: int,
+    countries: Sequence[Country],
+    weights: Mapping[str, float] = WEIGHTS,
+) -> Iterator[Question]:
+    """``n`` questions on trained problems, to be answered and then checked."""
+    rng = stream(seed, "questions")
+    mixture = Mixture(weights, countries)
+    for _ in range(n):
+        yield _question(rng, seed, mixture, held_out=False)
 
 
 def _question(rng: Generator, seed: int, mixture: Mixture, *, held_out: bool) -> Question:
