@@ -1,7 +1,9 @@
 """The ``puna`` command. Heavy imports wait inside the commands, so help and errors come at once."""
 
+import os
 import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated
 
 import typer
@@ -45,12 +47,23 @@ def _say(message: str) -> None:
     print(f"puna: {' '.join(message.split())}", file=sys.stderr)
 
 
+def _processes() -> AbstractContextManager[object]:
+    """Meet the other processes where torchrun started this command several times."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return nullcontext()
+    from puna.parallel import joined
+
+    return joined()
+
+
 def main() -> None:
     """Run the command line; exit code 0 done, 1 the run failed, 2 wrong use."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        sys.exit(app(arguments, prog_name="puna", standalone_mode=False) or 0)
+        with _processes():
+            code = app(arguments, prog_name="puna", standalone_mode=False)
+        sys.exit(code or 0)
     except typer.TyperException as error:
         if message := error.format_message():  # help, given instead of a command, has none
             _say(f"{message} (add --help for what is possible)")

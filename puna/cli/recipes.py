@@ -40,11 +40,14 @@ def carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
     """Run a recipe with progress on the terminal, and show what came out."""
     from rich.console import Console
 
+    from puna.parallel import here
     from puna.workflow.run import run_recipe
     from puna.workflow.show import show_result
 
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json, quiet=not here().is_first)
     summary = run_recipe(recipe, runs, console)
+    if not here().is_first:
+        return
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:

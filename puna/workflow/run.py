@@ -1,6 +1,7 @@
 """A recipe carried out: stage after stage, into a run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from puna.core.events import EventLog
 from puna.core.files import sha256_value, write_text
 from puna.formats import load_model
 from puna.model import Llama
+from puna.parallel import here
 from puna.tokenizer import Tokenizer
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
@@ -56,12 +58,25 @@ class Run:
     policy: str = ""
     """The stage that left the model to go on from; empty when there is none yet."""
 
-    def stage(self, name: str, config: Config, inputs: Sequence[str], work: Work) -> Artifact:
-        """Run one stage with the recipe's seed and kinds as part of its config."""
+    def stage(
+        self,
+        name: str,
+        config: Config,
+        inputs: Sequence[str],
+        work: Work,
+        *,
+        together: bool = False,
+    ) -> Artifact:
+        """Run one stage with the recipe's seed and kinds as part of its config.
+
+        ``together`` says whether all processes take part, see `run_stage`.
+        """
         known = len(self.drawn.countries)
         shared = {"seed": self.recipe.seed, "kinds": self.recipe.kinds, "countries": known}
         settings = {**shared, **config.model_dump(mode="json")}
-        self.done[name] = run_stage(self.folder, name, settings, inputs, work, self.events)
+        self.done[name] = run_stage(
+            self.folder, name, settings, inputs, work, self.events, together=together
+        )
         return self.done[name]
 
 
@@ -70,25 +85,37 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
 
     Finished stages are skipped, a stage that was killed goes on where it was. Leaves
     ``recipe.yaml`` (resolved), ``events.jsonl``, a folder for each stage, ``summary.json`` and
-    ``report.html``.
+    ``report.html``. Of several processes all come here; the first one writes and reports.
     """
-    folder = root / recipe.name
+    folder, mesh = root / recipe.name, here()
+    if mesh.is_first:
+        _prepare(folder, recipe)
+    with _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog()) as events:
+        events.emit("run_start", name=recipe.name, machine=describe_machine())
+        run = Run(recipe, folder, events, exercises(recipe.kinds))
+        _stages(run)
+        summary = mesh.on_first(partial(_conclude, run))
+        events.emit("run_end", name=recipe.name)
+        return summary
+
+
+def _prepare(folder: Path, recipe: Recipe) -> None:
+    """Make the run's folder, with the recipe in it."""
     if folder.exists() and any(folder.iterdir()) and not (folder / EVENTS).exists():
         raise UsageError(f"{folder} was not made by puna: choose another name or --runs")
     write_text(folder / "recipe.yaml", _as_yaml(recipe))
+
+
+@contextmanager
+def _reported(recipe: Recipe, folder: Path, console: Console) -> Iterator[EventLog]:
+    """Events that go to their file, the terminal and the tracker."""
     progress = TerminalProgress(console)
     settings = recipe.model_dump(mode="json")
     tracker = build_tracker(recipe.track, recipe.name, settings, folder)
     readers = (progress, tracker) if tracker else (progress,)
     events = EventLog(folder / EVENTS, readers)
-    events.emit("run_start", name=recipe.name, machine=describe_machine())
     try:
-        run = Run(recipe, folder, events, exercises(recipe.kinds))
-        _stages(run)
-        summary = write_summary(folder, recipe, run.done, run.policy)
-        write_report(folder, summary)
-        events.emit("run_end", name=recipe.name)
-        return summary
+        yield events
     except PunaError as error:
         events.emit("run_failed", error=str(error))
         raise
@@ -97,6 +124,12 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
         if tracker:
             tracker.close()
         events.close()
+
+
+def _conclude(run: Run) -> dict[str, Any]:
+    summary = write_summary(run.folder, run.recipe, run.done, run.policy)
+    write_report(run.folder, summary)
+    return summary
 
 
 def _as_yaml(recipe: Recipe) -> str:
@@ -139,7 +172,7 @@ def _pretrain(run: Run) -> None:
     shape = sha256_value([config.model.model_dump(mode="json"), tokenizer.digest])
     _judge(run, "untrained", shape, partial(fresh_model, config, seed, folder))
     work = partial(run_pretrain, config, seed, data.folder, folder, run.events)
-    run.stage("pretrain", config, [data.digest, tokenizer.digest], work)
+    run.stage("pretrain", config, [data.digest, tokenizer.digest], work, together=True)
     _judge_policy(run, "pretrain")
 
 
@@ -157,7 +190,8 @@ def _tune(run: Run, name: str, config: FromModel) -> None:
     read = [run.done[stage].digest for stage in config.needs() if stage in run.done]
     inputs = [known, *config.circumstances(), *map(digest_of, files), *read]
     given = Given(base, run.recipe.seed, run.drawn, run.events, run.done)
-    run.stage(name, config, inputs, partial(_RUNS[name], config, given))
+    work = partial(_RUNS[name], config, given)
+    run.stage(name, config, inputs, work, together=config.together)
     if config.leaves_policy:
         _judge_policy(run, name)
 

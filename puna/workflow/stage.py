@@ -9,12 +9,14 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.core.files import remove_unfinished, sha256_file, sha256_value, write_json
+from puna.parallel import here
 
 FORMAT = 1  # raised when a stage's outputs change their layout
 SCRATCH = "scratch"  # below a stage's folder: not an output, removed when the stage is done
@@ -89,6 +91,8 @@ def run_stage(
     inputs: Sequence[str],
     work: Callable[[Path], dict[str, Any]],
     events: EventLog,
+    *,
+    together: bool = False,
 ) -> Artifact:
     """Run ``work`` in ``root/name`` unless it was done before with equal config and inputs.
 
@@ -97,11 +101,35 @@ def run_stage(
         inputs: digests of the artifacts it reads.
         work: given the folder, writes outputs there and returns figures as a JSON mapping; called
             again after a kill, it finds what it left (below `SCRATCH` for unfinished work).
+        together: whether all processes do the work, all but the first in a folder below `SCRATCH`;
+            else the first one does, and the others wait for it.
     """
-    folder = root / name
+    folder, mesh = root / name, here()
     fingerprint = sha256_value([FORMAT, name, config, list(inputs)])
+    if found := mesh.on_first(partial(_begin, folder, fingerprint, events)):
+        return found
+    begun = time.perf_counter()
+    if together:
+        facts = work(folder if mesh.is_first else _own_place(folder, mesh.rank))
+    else:
+        facts = mesh.on_first(partial(work, folder))
+    seconds = time.perf_counter() - begun
+    mesh.wait()  # until nobody needs the scratch any more
+    manifest = {
+        "stage": name,
+        "fingerprint": fingerprint,
+        "config": config,
+        "inputs": list(inputs),
+        "facts": facts,
+        "seconds": round(seconds, 3),
+    }
+    return mesh.on_first(partial(_finish, folder, manifest, events))
+
+
+def _begin(folder: Path, fingerprint: str, events: EventLog) -> Artifact | None:
+    """The artifact of a stage that is done; else a folder that is ready for the work."""
     if found := _finished(folder, fingerprint):
-        events.emit("stage_skip", stage=name)
+        events.emit("stage_skip", stage=folder.name)
         return found
     started = _read(folder / _STARTED).get("fingerprint")
     if folder.exists() and started != fingerprint:
@@ -112,21 +140,22 @@ def run_stage(
     remove_unfinished(folder)
     (folder / _MANIFEST).unlink(missing_ok=True)
     write_json(folder / _STARTED, {"fingerprint": fingerprint})
-    events.emit("stage_start", stage=name)
-    begun = time.perf_counter()
-    facts = work(folder)
-    seconds = time.perf_counter() - begun
+    events.emit("stage_start", stage=folder.name)
+    return None
+
+
+def _own_place(folder: Path, rank: int) -> Path:
+    """Where a process that is not the first may write: a folder of the stage's name."""
+    place = folder / SCRATCH / f"process-{rank}" / folder.name
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _finish(folder: Path, manifest: dict[str, Any], events: EventLog) -> Artifact:
+    """Hash what the work left and write the manifest, with which the stage is done."""
     shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     outputs = _outputs(folder)
-    manifest = {
-        "stage": name,
-        "fingerprint": fingerprint,
-        "config": config,
-        "inputs": list(inputs),
-        "outputs": outputs,
-        "facts": facts,
-        "seconds": round(seconds, 3),
-    }
-    write_json(folder / _MANIFEST, manifest)
-    events.emit("stage_end", stage=name, seconds=round(seconds, 3))
+    write_json(folder / _MANIFEST, manifest | {"outputs": outputs})
+    facts, seconds = manifest["facts"], manifest["seconds"]
+    events.emit("stage_end", stage=folder.name, seconds=seconds)
     return Artifact(folder, sha256_value(outputs), facts, seconds, skipped=False)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from puna.core.random import stable_seed
 from puna.data import ChatForm, MixedRows, MixSource, NamedChat, PackedRows, read_chats
 from puna.data.generators import generate_chats
 from puna.model import Llama
+from puna.parallel import here
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig
 from puna.workflow.stage import SCRATCH
@@ -41,6 +42,8 @@ class DataFile(Config):
 
 class ChatStage(FromModel):
     """What stages that learn from chats have in common; only the answers are trained."""
+
+    together: ClassVar[bool] = True
 
     files: tuple[DataFile, ...] = ()
     """Chats of your own."""
@@ -136,15 +139,17 @@ def tuning_chats(
         ChatSource(read_chats(file.path, file.form), file.weight, may_hold_out=True)
         for file in config.files
     ]
-    chats = write_chats(
-        folder / SCRATCH / "tokens",
-        tokenizer,
-        [*own, *sources, ChatSource([*named, *more])],
-        row_length=config.row_length,
-        seed=seed,
-        too_long=config.too_long,
-        held_out_fraction=config.held_out_fraction,
-        replay=replay,
+    chats = here().on_first(
+        lambda: write_chats(
+            folder / SCRATCH / "tokens",
+            tokenizer,
+            [*own, *sources, ChatSource([*named, *more])],
+            row_length=config.row_length,
+            seed=seed,
+            too_long=config.too_long,
+            held_out_fraction=config.held_out_fraction,
+            replay=replay,
+        )
     )
     loop = config.loop
     rows = MixedRows(chats.tokens, chats.groups, config.row_length, stable_seed(seed, "sft"))

@@ -11,6 +11,7 @@ from puna.core.events import EventLog
 from puna.core.random import stable_seed
 from puna.data import PackedRows, read_documents
 from puna.model import Llama, LlamaConfig, llama_config
+from puna.parallel import here
 from puna.pretraining import encode_documents
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig, RowSource, next_token
@@ -89,8 +90,10 @@ def run_pretrain(
 ) -> dict[str, Any]:  # fmt: skip
     """Train fresh weights on the corpus."""
     model, tokenizer = fresh_model(config, seed, tokenizer_folder)
-    documents = read_documents(data / TRAIN)
-    tokens, tokens_of = encode_documents(tokenizer, documents, folder / SCRATCH / "tokens")
+    kept = folder / SCRATCH / "tokens"
+    tokens, tokens_of = here().on_first(
+        lambda: encode_documents(tokenizer, read_documents(data / TRAIN), kept)
+    )
     rows = PackedRows(tokens, config.row_length)
     epochs = config.loop.steps * config.loop.batch_rows / len(rows)
     events.emit(

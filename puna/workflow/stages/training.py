@@ -17,6 +17,7 @@ from puna.formats import load_model, save_model
 from puna.formats.peft import save_adapter
 from puna.model import Llama, LoraConfig, add_lora, merge
 from puna.model.lora import lora_layers
+from puna.parallel import here
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, train
 from puna.training.loop import AfterStep, Objective, Source
@@ -35,6 +36,9 @@ class FromModel(Config):
     """Whether later stages go on from the model it leaves."""
     usual_base: ClassVar[str] = ""
     """Stage whose model it takes, where the recipe has it, in place of the stage before."""
+
+    together: ClassVar[bool] = False
+    """Whether several processes take part; else the first one does the work, the others wait."""
 
     base: str = ""
     """Model to start from: an earlier stage's name, or a model as commands take it (``smollm2``, a
@@ -133,14 +137,16 @@ def train_and_save(
 ) -> dict[str, Any]:
     """Train and leave ``model/``; of a model with an adapter also ``adapter/``, then merged.
 
+    Of several processes, the first one's ``folder`` has the checkpoints and gets the model.
+
     Args:
         row_length: tokens a token may attend to, for the FLOP count.
         after_step: see `train`.
         base: what an adapter changes.
         save: writes the folder ``model/``.
     """
-    stage = folder.name
-    checkpoints = folder / SCRATCH / "checkpoints"
+    stage, mesh = folder.name, here()
+    checkpoints = mesh.on_first(lambda: folder / SCRATCH / "checkpoints")
     progress = train(
         model,
         objective,
@@ -153,7 +159,8 @@ def train_and_save(
         after_step=after_step,
     )
     merged = _merge_adapter(model, folder, str(base), events) if _has_adapter(model) else {}
-    save(folder / MODEL, model, tokenizer)
+    if mesh.is_first:
+        save(folder / MODEL, model, tokenizer)
     return {
         "steps": progress.step,
         "tokens": progress.tokens,
