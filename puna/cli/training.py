@@ -13,6 +13,25 @@ Base = Annotated[
         help="What to start from: a folder, a cached repo id, or smollm2.",
     ),
 ]
+ChatData = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="PATH[:WEIGHT]",
+        help="JSONL, JSON, Parquet or a dataset's folder; several times for a mix.",
+    ),
+]
+ChatForm = Annotated[
+    Literal["auto", "messages", "sharegpt", "alpaca"],
+    typer.Option("--format", help="What a row looks like."),
+]
+TooLong = Annotated[
+    Literal["error", "cut", "drop"], typer.Option(help="What becomes of a chat longer than a row.")
+]
+BatchRows = Annotated[int, typer.Option(help="Packed rows in an optimizer step.")]
+RowLength = Annotated[int, typer.Option(help="Tokens in a packed row.")]
+Samples = Annotated[int, typer.Option(min=0, help="Answers shown while it trains.")]
+RunName = Annotated[str, typer.Option("--name", help="Run folder; default: COMMAND-FILE.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the data.")]
 LearningRate = Annotated[
     float | None, typer.Option(help="Peak learning rate; the default is larger for an adapter.")

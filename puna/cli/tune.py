@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
     MEMORY,
     Base,
+    BatchRows,
+    ChatData,
+    ChatForm,
     ChatFormat,
     Dora,
     Epochs,
@@ -22,16 +25,17 @@ from puna.cli.training import (
     Optimizer,
     QLora,
     Recompute,
+    RowLength,
     RsLora,
+    RunName,
     RunSeed,
+    Samples,
+    TooLong,
     adapter_of,
 )
 
 if TYPE_CHECKING:
     from puna.workflow.recipe import Recipe
-
-FormName = Literal["auto", "messages", "sharegpt", "alpaca"]
-TooLongName = Literal["error", "cut", "drop"]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,25 +45,16 @@ def register(app: typer.Typer) -> None:
 
 def sft(
     model: Base,
-    data: Annotated[
-        list[str],
-        typer.Option(
-            "--data",
-            metavar="PATH[:WEIGHT]",
-            help="JSONL, JSON, Parquet or a dataset's folder; several times for a mix.",
-        ),
-    ],
-    form: Annotated[FormName, typer.Option("--format", help="What a row looks like.")] = "auto",
-    name: Annotated[str, typer.Option(help="Run folder; default: sft-FILE.")] = "",
+    data: ChatData,
+    form: ChatForm = "auto",
+    name: RunName = "",
     epochs: Epochs = 3.0,
     learning_rate: LearningRate = None,
-    batch_rows: Annotated[int, typer.Option(help="Packed rows in an optimizer step.")] = 8,
-    row_length: Annotated[int, typer.Option(help="Tokens in a packed row.")] = 512,
-    too_long: Annotated[
-        TooLongName, typer.Option(help="What becomes of a chat longer than a row.")
-    ] = "error",
+    batch_rows: BatchRows = 8,
+    row_length: RowLength = 512,
+    too_long: TooLong = "error",
     chat_format: ChatFormat = "auto",
-    samples: Annotated[int, typer.Option(min=0, help="Answers shown while it trains.")] = 2,
+    samples: Samples = 2,
     lora: Lora = False,
     qlora: QLora = False,
     lora_rank: LoraRank = 16,
@@ -81,7 +76,7 @@ def sft(
 ) -> None:
     """Tune a model on chats of your own."""
     from puna.workflow.single import Tuning
-    from puna.workflow.tune import data_file, sft_recipe
+    from puna.workflow.tune import chat_recipe, data_file
 
     files = [data_file(text, form) for text in data]
     adapter = adapter_of(
@@ -100,7 +95,7 @@ def sft(
         lora=adapter,
         loop={"optimizer": optimizer, "recompute": recompute},
     )
-    recipe = sft_recipe(model, files, tuning, samples=samples)
+    recipe = chat_recipe("sft", model, files, tuning, samples=samples)
     if estimate:
         _show_estimate(model, recipe, as_json)
     else:

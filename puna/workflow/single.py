@@ -35,7 +35,7 @@ class Tuning:
             "row_length": self.row_length,
             "chat_format": self.chat_format,
             "too_long": self.too_long,
-            "lora": self.lora,
+            **({"lora": self.lora} if self.lora else {}),
         }
 
     def loop_for(self, rows: float) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from puna.alignment import encode_chat
 from puna.data import ChatForm, NamedChat, read_chats
@@ -29,22 +30,22 @@ def data_file(text: str, form: ChatForm) -> DataFile:
     return DataFile.parse({"path": path, "weight": share, "form": form}, where=f"--data {text}")
 
 
-def sft_recipe(
-    model: str, files: Sequence[DataFile], tuning: Tuning, *, samples: int = 2
+def chat_recipe(
+    stage: str, model: str, files: Sequence[DataFile], tuning: Tuning, **settings: Any
 ) -> Recipe:
-    """A recipe with the one stage ``sft``, as many steps as about ``epochs`` passes take.
+    """A recipe with one stage that learns from chats, for about ``epochs`` passes.
 
     Args:
-        samples: answers shown while it trains.
+        stage: ``sft``, ``distill`` or ``qat``.
+        settings: further ones of the stage.
     """
     rows = max(1.0, _n_tokens(model, files, tuning) / (tuning.row_length * _ROW_FILL))
-    settings = {
+    shared = {
         **tuning.shared(model),
         "files": [file.model_dump(mode="json") for file in files],
-        "samples": samples,
         "loop": tuning.loop_for(rows),
     }
-    return single_stage("sft", tuning.name, settings, tuning.seed)
+    return single_stage(stage, tuning.name, shared | settings, tuning.seed)
 
 
 def _n_tokens(model: str, files: Sequence[DataFile], tuning: Tuning) -> float:
