@@ -41,6 +41,17 @@ class EventLog:
         for reader in self.readers:
             reader(event)
 
+    def within(self, place: str) -> "EventLog":
+        """This log for a part of the run: names of stages in its events begin with ``place/``."""
+
+        def forward(event: Event) -> None:
+            fields = {key: value for key, value in event.items() if key not in ("time", "kind")}
+            if "stage" in fields:
+                fields["stage"] = f"{place}/{fields['stage']}"
+            self.emit(event["kind"], **fields)
+
+        return EventLog(readers=(forward,))
+
     def close(self) -> None:
         if self._handle is not None:
             self._handle.close()

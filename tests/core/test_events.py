@@ -24,3 +24,14 @@ def test_a_line_torn_by_a_kill_is_left_out_and_the_next_is_whole(tmp_path: Path)
 
 def test_no_file_holds_no_events(tmp_path: Path) -> None:
     assert list(read_events(tmp_path / "none.jsonl")) == []
+
+
+def test_events_of_a_part_go_to_the_same_log_below_its_name(tmp_path: Path) -> None:
+    seen: list[Event] = []
+    log = EventLog(tmp_path / "events.jsonl", readers=(seen.append,))
+    part = log.within("round-1")
+    part.emit("stage_start", stage="sft")
+    part.emit("note", text="hello")
+    log.close()
+    assert [e.get("stage", e.get("text")) for e in seen] == ["round-1/sft", "hello"]
+    assert list(read_events(tmp_path / "events.jsonl")) == seen
