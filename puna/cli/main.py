@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from puna import __version__
-from puna.cli import compress, models, recipes, serve, tokenizers, tune
+from puna.cli import compress, models, recipes, sample, serve, tokenizers, tune
 from puna.core.errors import PunaError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 recipes.register(app)
 tune.register(app)
 compress.register(app)
+sample.register(app)
 models.register(app)
 serve.register(app)
 app.add_typer(tokenizers.app, name="tokenizer")

@@ -15,6 +15,7 @@ from puna.workflow.stages.dpo import DPOStage
 from puna.workflow.stages.evaluate import EvaluateStage
 from puna.workflow.stages.pretrain import PretrainStage
 from puna.workflow.stages.qat import QATStage
+from puna.workflow.stages.sample import SampleStage
 from puna.workflow.stages.sft import SFTStage
 from puna.workflow.stages.training import FromModel
 from puna.workflow.track import Tracker
@@ -27,6 +28,7 @@ class Stages(Config):
     tokenizer: TokenizerStage | None = None
     pretrain: PretrainStage | None = None
     sft: SFTStage | None = None
+    sample: SampleStage | None = None
     dpo: DPOStage | None = None
     distill: DistillStage | None = None
     qat: QATStage | None = None
@@ -40,6 +42,10 @@ class Stages(Config):
             raise ValueError("stages.pretrain needs tokens: add stages.tokenizer and stages.data")
         if self.sft and self.sft.replay and not self.data:
             raise ValueError("stages.sft.replay repeats documents: add stages.data")
+        if self.sft and self.sft.from_sample:
+            raise ValueError("stages.sft runs before stages.sample: from_sample is for rounds.sft")
+        if self.dpo and self.dpo.from_sample and not self.sample:
+            raise ValueError("stages.dpo.from_sample learns from stages.sample: add it")
         self._check_bases()
         return self
 

@@ -165,6 +165,12 @@ def outcome(summary: Mapping[str, Any]) -> str:
     if "held_out_loss" in stages.get("sft", {}):
         before, after = stages["sft"]["held_out_loss_before"], stages["sft"]["held_out_loss"]
         return f"Loss on held-out chats: {before:.3f} before, {after:.3f} after."
+    if "sample" in stages:
+        facts = stages["sample"]
+        scores = list(facts["best_of"].items())
+        best = f"the best of {scores[-1][0]} answers scores {scores[-1][1]:.3g} on average, "
+        kept = f"{facts['sft_rows']:,} chats and {facts['pairs']:,} pairs are kept"
+        return _sentence([f"{best}one alone {facts['mean_score']:.3g}", kept])
     trained = [name for name, facts in stages.items() if "tokens_per_s" in facts]
     if trained:
         facts = stages[trained[-1]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from puna.alignment.rejection import PAIRS, SFT_ROWS
 from puna.workflow.summary import terminal_table
 
 _DIALOGUES = 3
@@ -25,6 +26,8 @@ def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None
         console.print(terminal_table(summary))
     _show_dialogues(console, folder, summary)
     console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True)
+    if "sample" in summary["stages"] and summary["model"] is None:
+        _show_sampled(console, folder / "sample")
     if summary["model"] is None:
         return
     model, puna = folder / summary["model"], _command()
@@ -36,6 +39,14 @@ def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None
     )
     for command, meaning in lines:
         console.print(f"  [bold]{command}[/]  ({meaning})", soft_wrap=True, highlight=False)
+
+
+def _show_sampled(console: Console, folder: Path) -> None:
+    """Say what the best answers are good for."""
+    console.print("\nNext, try:")
+    for method, name in (("sft", SFT_ROWS), ("dpo", PAIRS)):
+        command = f"{_command()} {method} MODEL --data {folder / name}"
+        console.print(f"  [bold]{command}[/]", soft_wrap=True, highlight=False)
 
 
 def _show_dialogues(console: Console, folder: Path, summary: dict[str, Any]) -> None:
