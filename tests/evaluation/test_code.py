@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from puna.alignment import load_scorer
+from puna.alignment import each_by, load_scorer
 from puna.alignment.rejection import expected_best
 from puna.alignment.rollouts import Answer, Task
 from puna.core.errors import PunaError, UsageError
@@ -138,8 +138,8 @@ def test_a_reward_is_found_by_name_and_scores_side_by_side() -> None:
     task, waits = Task([1], DOUBLE), "import time; time.sleep(0.5)\ndef double(n): return 2 * n"
     answers = [Answer(task, [2], text, True) for text in (RIGHT, HALF_RIGHT, waits)]
     assert scorer(answers) == [1.0, 0.0, 1.0]
-    many, start = UnitTests(workers=8), time.perf_counter()
-    assert many.score_all([waits] * 8, [DOUBLE] * 8) == [1.0] * 8
+    many, start = each_by(UnitTests(workers=8)), time.perf_counter()
+    assert many([answers[2]] * 8) == [1.0] * 8
     assert time.perf_counter() - start < 8 * 0.5  # what they would sleep one after another
 
 
