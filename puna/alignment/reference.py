@@ -18,7 +18,6 @@ from puna.model import Llama, adapter_disabled
 _ADAPTER = ("lora_A", "lora_B", "magnitude")
 
 
-@torch.inference_mode()
 def reference_logprobs(model: Llama, pairs: Sequence[Comparison], kept: Path) -> np.ndarray:
     """Log-probability of the text of both answers of each pair under ``model``: (pairs, 2) fp32.
 
@@ -31,14 +30,21 @@ def reference_logprobs(model: Llama, pairs: Sequence[Comparison], kept: Path) ->
     if path.exists():
         found: np.ndarray = np.load(path, allow_pickle=False)
         return found
-    result = np.zeros((len(pairs), 2), np.float32)
     with adapter_disabled(model):
-        for members in batches_of(pairs):
-            batch = lay_out([pairs[member] for member in members]).to(model.device)
-            sums = batch.by_answer(batch.logprobs(model) * batch.content)
-            result[members] = sums.view(-1, 2).cpu().numpy()
+        result = text_logprobs(model, pairs)
     with new_folder(folder) as building:
         np.save(building / path.name, result)
+    return result
+
+
+@torch.inference_mode()
+def text_logprobs(model: Llama, pairs: Sequence[Comparison]) -> np.ndarray:
+    """Log-probability of the text of both answers of each pair as the model stands: (pairs, 2)."""
+    result = np.zeros((len(pairs), 2), np.float32)
+    for members in batches_of(pairs):
+        batch = lay_out([pairs[member] for member in members]).to(model.device)
+        sums = batch.by_answer(batch.logprobs(model) * batch.content)
+        result[members] = sums.view(-1, 2).cpu().numpy()
     return result
 
 

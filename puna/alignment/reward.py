@@ -148,7 +148,7 @@ class RewardReport:
 
     n: int
     accuracy: float
-    """Share in which the better answer scores higher."""
+    """Share in which the better answer scores higher; of equal scores half counts."""
     calibration_error: float
     """Expected calibration error of the probabilities that the scores stand for; 0 is best."""
     mean_gap: float
@@ -159,7 +159,7 @@ def judge_rewards(model: RewardModel, comparisons: Sequence[Comparison]) -> Rewa
     """Accuracy and calibration on comparisons the model has not seen."""
     scores = score_comparisons(model, comparisons)
     gaps = torch.tensor([row[0] - row[-1] for row in scores], dtype=torch.float64)
-    right = (gaps > 0).double()
+    right = (gaps > 0).double() + 0.5 * (gaps == 0).double()
     error = calibration_error(torch.sigmoid(gaps.abs()), right)
     return RewardReport(len(gaps), float(right.mean()), error, float(gaps.mean()))
 

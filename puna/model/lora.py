@@ -139,15 +139,17 @@ class LoRALinear(nn.Module):
 def add_lora(model: Llama, config: LoraConfig, *, seed: int = 0) -> None:
     """Freeze ``model`` and give the products that ``config`` names an adapter, in place.
 
-    The model computes what it did before, since B starts at zero. Only adapters are trained. A is
-    drawn for each product by the seed and its name, whatever the other targets.
+    The model computes what it did before, since B starts at zero. Only adapters are trained, and a
+    head that is not over the vocabulary, such as a reward model's. A is drawn for each product by
+    the seed and its name, whatever the other targets.
 
     Raises `UsageError` for a target that fits no product and for a model with adapters.
     """
     if any(True for _ in lora_layers(model)):
         raise UsageError("the model has an adapter already: merge it before adding another")
     chosen = _chosen(model, config)
-    model.requires_grad_(requires_grad=False)
+    for parameter in _base_parameters(model):
+        parameter.requires_grad = False
     freeze_base(model, config.base)
     for name in chosen:
         generator = torch.Generator().manual_seed(stable_seed(seed, "lora", name))
@@ -188,8 +190,15 @@ def freeze_base(model: Llama, base: Literal["kept", "bf16", "nf4"]) -> None:
             if isinstance(module, Linear):
                 replace_module(model, name, NF4Linear(module.weight))
     if base != "kept":
-        for parameter in model.parameters():
+        for parameter in _base_parameters(model):
             parameter.data = parameter.data.bfloat16()
+
+
+def _base_parameters(model: Llama) -> Iterator[nn.Parameter]:
+    """Those of the language model: blocks, embedding and the head over the vocabulary."""
+    yield from model.model.parameters()
+    if model.lm_head is not None:
+        yield from model.lm_head.parameters()
 
 
 def dense_weight(base: Linear | NF4Linear) -> Tensor:

@@ -73,6 +73,13 @@ class TerminalProgress:
         text = f"  step {event['step']}/{event['steps']} · held-out loss "
         self.console.print(f"{text}{event['held_out_loss']:.3f}", highlight=False)
 
+    def _on_held_out_pairs(self, event: Event) -> None:
+        parts = [f"accuracy {event['accuracy']:.1%}", f"margin {event['margin']:.2f}"]
+        if "calibration_error" in event:
+            parts.append(f"calibration error {event['calibration_error']:.3f}")
+        text = f"  {event['when']} · {event['n']:,} held-out pairs · {' · '.join(parts)}"
+        self.console.print(text, highlight=False)
+
     def _on_sample(self, event: Event) -> None:
         said, answer = (" ".join(event[key].split()) for key in ("question", "answer"))
         self.console.print(f"  step {event['step']} · {_short(said)}", style="dim", markup=False)

@@ -15,6 +15,7 @@ from puna.workflow.stages.dpo import DPOStage
 from puna.workflow.stages.evaluate import EvaluateStage
 from puna.workflow.stages.pretrain import PretrainStage
 from puna.workflow.stages.qat import QATStage
+from puna.workflow.stages.reward import RewardStage
 from puna.workflow.stages.sample import SampleStage
 from puna.workflow.stages.sft import SFTStage
 from puna.workflow.stages.training import FromModel
@@ -28,6 +29,7 @@ class Stages(Config):
     tokenizer: TokenizerStage | None = None
     pretrain: PretrainStage | None = None
     sft: SFTStage | None = None
+    reward: RewardStage | None = None
     sample: SampleStage | None = None
     dpo: DPOStage | None = None
     distill: DistillStage | None = None

@@ -29,6 +29,7 @@ from puna.workflow.stages.dpo import run_dpo
 from puna.workflow.stages.evaluate import run_baselines, run_evaluate
 from puna.workflow.stages.pretrain import fresh_model, run_pretrain
 from puna.workflow.stages.qat import run_qat
+from puna.workflow.stages.reward import run_reward
 from puna.workflow.stages.sample import run_sample
 from puna.workflow.stages.sft import run_sft
 from puna.workflow.stages.training import MODEL, FromModel, Given, digest_of, resolve_base
@@ -41,6 +42,7 @@ BASELINES, EVALUATE = "baselines", "evaluate"
 # What carries out each stage that starts from a model; `Stages` says in which order.
 _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
     "sft": run_sft,
+    "reward": run_reward,
     "sample": run_sample,
     "dpo": run_dpo,
     "distill": run_distill,

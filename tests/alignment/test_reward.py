@@ -19,7 +19,7 @@ from puna.alignment.reward import (
 )
 from puna.core.errors import UsageError
 from puna.formats import load_model
-from puna.model import Llama, LlamaConfig
+from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.tokenizer import Message, Tokenizer
 
 FIELDS = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 48, "context": 128}
@@ -178,3 +178,29 @@ def test_a_conversation_without_an_answer_is_named(
 ) -> None:
     with pytest.raises(UsageError, match="conversation 2 must end with the assistant's answer"):
         score(model, tokenizer, [[*ASKED, Message("assistant", "9")], ASKED])
+
+
+@pytest.mark.parametrize("base", ["kept", "bf16", "nf4"])
+def test_an_adapter_leaves_the_head_trained_in_full_precision(
+    tokenizer: Tokenizer, comparisons: list[Comparison], base: str
+) -> None:
+    model = reward_model(tokenizer)
+    add_lora(model, LoraConfig.parse({"rank": 2, "base": base}, where="test"))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[2] for name in trained} == {"lora_A", "lora_B", "weight"}
+    assert [name for name in trained if name.endswith("weight")] == ["score.weight"]
+    assert model.score.weight.dtype == torch.float32
+    outcome = RewardObjective(RewardConfig())(model, RankedRows(comparisons).rows(np.arange(3)))
+    outcome.loss_sum.backward()
+    gradient = model.score.weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+
+
+def test_a_head_that_knows_nothing_tosses_a_coin(
+    tokenizer: Tokenizer, comparisons: list[Comparison]
+) -> None:
+    policy = Llama(LlamaConfig.parse(FIELDS | {"vocab_size": tokenizer.vocab_size}, where="test"))
+    policy.init_weights(1)
+    report = judge_rewards(RewardModel.from_policy(policy), comparisons)
+    assert (report.accuracy, report.calibration_error) == (0.5, 0.0)

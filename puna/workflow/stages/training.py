@@ -142,7 +142,7 @@ def train_and_save(
     Args:
         row_length: tokens a token may attend to, for the FLOP count.
         after_step: see `train`.
-        base: what an adapter changes.
+        base: what an adapter changes, to keep it; else it is merged only.
         save: writes the folder ``model/``.
     """
     stage, mesh = folder.name, here()
@@ -176,8 +176,9 @@ def _has_adapter(model: Llama) -> bool:
 
 
 def _merge_adapter(model: Llama, folder: Path, base: str, events: EventLog) -> dict[str, Any]:
-    """Keep the adapter in a folder of its own, and add it to the weights."""
-    save_adapter(folder / ADAPTER, model, base)
+    """Keep the adapter in a folder of its own, where its base is named; add it to the weights."""
+    if base:
+        save_adapter(folder / ADAPTER, model, base)
     report = merge(model)
     events.emit("note", text=str(report))
     worst = report.worst
