@@ -380,6 +380,47 @@ def test_nothing_is_run_where_nothing_locks_it_in(
     assert (tmp_path / "ran").exists()
 
 
+# A process in which system calls fail as a container makes them fail; then the sandbox, in it.
+CONTAINER = """
+import sys
+from puna.evaluation.jail import kernel, seccomp
+from puna.evaluation.sandbox import run_python
+refused = [numbers for name, numbers in {"unshare": (272, 97), "landlock": (444, 444)}.items()
+           if name in sys.argv]
+seccomp._program = lambda *_: [
+    seccomp._step(seccomp._LOAD, 0),
+    *[step for numbers in refused for step in seccomp._case(
+        numbers[kernel.machine()], [seccomp._step(seccomp._RETURN, seccomp._REFUSE)])],
+    seccomp._step(seccomp._RETURN, seccomp._ALLOW),
+]
+seccomp.restrict(0, only_looks_at_files=False)
+print(run_python("print('ran')"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        (
+            ["unshare"],
+            "passed, locked in by landlock, seccomp (namespaces: Operation not permitted; "
+            "private root: it takes namespaces)",
+        ),
+        (
+            ["unshare", "landlock"],
+            "refused, locked in by seccomp (namespaces: Operation not permitted; "
+            "private root: it takes namespaces; landlock: Operation not permitted)",
+        ),
+    ],
+)
+def test_in_a_container_the_layers_that_are_left_are_used_and_named(
+    calls: list[str], said: str
+) -> None:
+    command = [sys.executable, "-c", CONTAINER, *calls]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == said
+
+
 def test_when_puna_is_killed_its_sandboxes_end() -> None:
     start = (
         "import json, sys, threading; from puna.evaluation.sandbox import Limits, run_python\n"
