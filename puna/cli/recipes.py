@@ -1,13 +1,13 @@
 """Commands on recipes and runs: run, validate, ls, cat, cp, report."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from puna.core.errors import UsageError
+from puna.core.files import write_text
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file or a shipped name.")]
 Overrides = Annotated[
@@ -27,13 +27,19 @@ def register(app: typer.Typer) -> None:
 def run(
     recipe: RecipeName,
     overrides: Overrides = None,
+    scale: Annotated[
+        Literal["full", "tiny"],
+        typer.Option(help="tiny: a fresh small model of its kind, 2 steps a stage, made-up data."),
+    ] = "full",
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Carry out a recipe; started again after an interruption, it goes on where it was."""
-    from puna.workflow.recipe import find_recipe, load_recipe
+    from puna.workflow.shipped import find_recipe
+    from puna.workflow.shrink import shrunken
 
-    carry_out(load_recipe(find_recipe(recipe), overrides or []), runs, as_json)
+    found = find_recipe(recipe).load(overrides or [])
+    carry_out(shrunken(found, runs) if scale == "tiny" else found, runs, as_json)
 
 
 def carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
@@ -56,42 +62,44 @@ def carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
 
 def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Check a recipe without running it."""
-    from puna.workflow.recipe import find_recipe, load_recipe
+    from puna.workflow.shipped import find_recipe
 
-    path = find_recipe(recipe)
-    found = load_recipe(path, overrides or [])
-    stages = [name for name, stage in found.stages if stage is not None]
-    print(f"{path}: valid; stages: {', '.join(stages)}")
+    text = find_recipe(recipe)
+    stages = [name for name, stage in text.load(overrides or []).stages if stage is not None]
+    print(f"{text.where}: valid; stages: {', '.join(stages)}")
 
 
 def ls() -> None:
     """List the shipped recipes."""
-    from puna.workflow.recipe import shipped_recipes
+    from puna.workflow.shipped import shipped_recipes
 
-    for path in shipped_recipes():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{path.stem:24} {first.removeprefix('#').strip()}")
+    about = ""
+    for recipe in shipped_recipes():
+        if recipe.needs and recipe.about != about:
+            about = recipe.about
+            print(f"\n# {about}")
+        print(f"{recipe.name:24} {recipe.needs or recipe.about}")
 
 
 def cat(recipe: RecipeName) -> None:
     """Print a recipe."""
-    from puna.workflow.recipe import find_recipe
+    from puna.workflow.shipped import find_recipe
 
-    print(find_recipe(recipe).read_text(encoding="utf-8"), end="")
+    print(find_recipe(recipe).text, end="")
 
 
 def cp(recipe: RecipeName, target: Path) -> None:
     """Copy a shipped recipe to a file of your own."""
-    from puna.workflow.recipe import find_recipe
+    from puna.workflow.shipped import find_recipe
 
     source = find_recipe(recipe)
     if target.is_dir():
-        target = target / source.name
+        target = target / f"{source.name}.yaml"
     if target.exists():
         raise UsageError(f"{target} exists already: choose another name")
     if not target.parent.is_dir():
         raise UsageError(f"no such folder: {target.parent}")
-    shutil.copyfile(source, target)
+    write_text(target, source.text)
     print(f"{target}: edit it, then: puna run {target}")
 
 

@@ -1,13 +1,11 @@
 """The recipe: one YAML file that says a model's whole life."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from puna.core.config import Config, apply_overrides, load_yaml
-from puna.core.errors import UsageError
+from puna.core.config import Config
 from puna.data.generators.kinds import WEIGHTS
 from puna.workflow.stages.corpus import DataStage, TokenizerStage
 from puna.workflow.stages.distill import DistillStage
@@ -87,24 +85,3 @@ class Recipe(Config):
     """How often the generators draw each kind of exercise; a kind not named is not drawn."""
     stages: Stages
     """What is done, in order."""
-
-
-def load_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """Read and validate a recipe file with ``key=value`` overrides; raises `UsageError`."""
-    return Recipe.parse(apply_overrides(load_yaml(path), overrides), where=str(path))
-
-
-def find_recipe(name: str) -> Path:
-    """Path of a recipe file, or of a shipped one by its name; raises `UsageError`."""
-    path = Path(name)
-    if path.exists():
-        return path
-    shipped = {item.stem: item for item in shipped_recipes()}
-    if name in shipped:
-        return shipped[name]
-    raise UsageError(f"no such recipe: {name}: name a YAML file or one of {', '.join(shipped)}")
-
-
-def shipped_recipes() -> list[Path]:
-    """The recipes that come with Puna."""
-    return sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))

@@ -94,15 +94,21 @@ def test_debug_shows_the_traceback(puna: Puna) -> None:
     done = puna("--debug", "run", "none.yaml")
     assert done.returncode == 2
     assert "Traceback" in done.stderr
-    assert done.stderr.strip().endswith("quickstart")
+    assert done.stderr.strip().endswith("puna ls lists those that ship")
 
 
 def test_shipped_recipes_are_listed_copied_and_valid(puna: Puna, tmp_path: Path) -> None:
-    listed = [line.split()[0] for line in puna("ls").stdout.splitlines()]
-    assert "quickstart" in listed
+    lines = [line for line in puna("ls").stdout.splitlines() if line and line[0] != "#"]
+    listed = [line.split()[0] for line in lines]
+    assert {"quickstart", "smollm2-sft", "llama3.1-8b-qlora"} <= set(listed)
     for name in listed:
         assert puna("validate", name).returncode == 0
+    assert_one_line(puna("run", "llama3.1-qlora"), 2, "did you mean llama3.1-8b-qlora")
     copied = tmp_path / "mine.yaml"
     assert puna("cp", "quickstart", copied).returncode == 0
     assert copied.read_text() == puna("cat", "quickstart").stdout
+    assert puna("cp", "llama3.3-70b-qlora", tmp_path).returncode == 0
+    written = (tmp_path / "llama3.3-70b-qlora.yaml").read_text()
+    assert "one GPU of 80 GB" in written.splitlines()[0]
+    assert puna("validate", tmp_path / "llama3.3-70b-qlora.yaml").returncode == 0
     assert_one_line(puna("cp", "quickstart", copied), 2, "exists already")

@@ -11,8 +11,8 @@ from puna.core.errors import PunaError, UsageError
 from puna.core.events import read_events
 from puna.formats import load_model
 from puna.training import checkpoint
-from puna.workflow.recipe import load_recipe
 from puna.workflow.run import run_recipe
+from puna.workflow.shipped import find_recipe
 from puna.workflow.stage import Origin, origin_of
 
 SHORT = [f"stages.{stage}.loop.steps=6" for stage in ("pretrain", "sft", "dpo")]
@@ -26,7 +26,7 @@ NOTHING_GENERATED = "stages.data.generated={exercises: 0, geography: 0, stories:
 
 
 def run(recipe_file: Path, *overrides: str) -> dict[str, Any]:
-    recipe = load_recipe(recipe_file, [*SHORT, *overrides])
+    recipe = find_recipe(str(recipe_file)).load([*SHORT, *overrides])
     return run_recipe(recipe, recipe_file.parent / "runs", Console(quiet=True))
 
 
