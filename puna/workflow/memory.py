@@ -11,7 +11,7 @@ from puna.core.devices import default_device
 from puna.formats import load_model
 from puna.formats.hf_config import load_config
 from puna.formats.resolve import SMOLLM2, smollm2_folder
-from puna.model import LlamaConfig, LoraConfig
+from puna.model import SIZES, LlamaConfig, LoraConfig, llama_config
 from puna.training import LoopConfig
 from puna.training.estimate import Estimate, estimate
 from puna.workflow.recipe import Recipe
@@ -39,7 +39,7 @@ def sft_rungs(model: str, recipe: Recipe) -> list[Rung]:
     """The tuning as asked for, then with each means to save memory, the mildest first."""
     stage = recipe.stages.sft
     assert stage is not None
-    config, free = _shape(model), free_bytes()
+    config, free = shape_of(model), free_bytes()
     asked, lora = stage.loop, stage.lora
     rungs = [_rung("as asked", config, asked, stage.row_length, lora, free)]
     for name, changes, adapter in _ways(asked, lora):
@@ -75,6 +75,11 @@ def _rung(
     return Rung(name, found, found.peak <= free)
 
 
-def _shape(model: str) -> LlamaConfig:
+def shape_of(model: str) -> LlamaConfig:
+    """The shape of the model called so; a published one need not be here."""
     path = smollm2_folder() if model == SMOLLM2 else Path(model)
-    return load_config(path) if path.is_dir() else load_model(model)[0].config
+    if path.is_dir():
+        return load_config(path)
+    published = path.name.lower().replace("llama-", "llama")
+    sizes = [size for size in SIZES if published.removeprefix("meta-").startswith(size)]
+    return llama_config(sizes[0]) if sizes else load_model(model)[0].config

@@ -1,0 +1,154 @@
+"""A large recipe made tiny: the same stages and the same kind of model, in seconds on any machine.
+
+It shows that a recipe runs before a large machine is taken for it. Published models become fresh
+ones of two layers with their ratio of query to key heads, scaling of RoPE and tying; every stage
+takes two steps; a file that is missing is replaced by generated data.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from puna.core.files import sha256_value, write_text
+from puna.data.generators import evaluation_questions, generate_chats, generate_pairs
+from puna.formats import save_model
+from puna.model import Llama, LlamaConfig
+from puna.tokenizer import Tokenizer
+from puna.workflow.memory import shape_of
+from puna.workflow.recipe import Recipe
+from puna.workflow.stages.pretrain import ModelShape
+
+INPUTS = "tiny-inputs"  # below the folder of runs: models and data that all tiny runs share
+_VOCAB_SIZE, _N_SPECIAL, _HEAD_DIM, _KV_HEADS, _ROWS = 512, 16, 16, 2, 40
+_MOST = {
+    # setting, whatever stage it is in: its largest value
+    "steps": 2,
+    "batch_rows": 2,
+    "micro_rows": 1,
+    "warmup_steps": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "row_length": 512,
+    "rank": 4,
+    "prompts": 2,
+    "answers": 2,
+    "rounds": 2,
+    "max_new_tokens": 8,
+    "validations": 1,
+    "samples": 1,
+    "generated_chats": _ROWS,
+    "generated_pairs": _ROWS,
+    "generated_prompts": 4,
+    "questions_per_kind": 1,
+    "pairs": 2,
+    "exercises": _ROWS,
+    "geography": _ROWS,
+    "stories": _ROWS,
+    "vocab_size": _VOCAB_SIZE,
+}
+_SOURCE_CHARS = 20_000
+
+
+def shrunken(recipe: Recipe, root: Path) -> Recipe:
+    """``recipe`` made tiny, as ``NAME-tiny``; what it starts from is written to ``root``."""
+    values = recipe.model_dump(mode="json")
+    stages = {name: stage for name, stage in values["stages"].items() if stage is not None}
+    shrink = _Shrink(root / INPUTS, set(stages))
+    tiny = {name: shrink.node(name, stage) for name, stage in stages.items()}
+    changed = {"name": f"{recipe.name}-tiny", "stages": tiny}
+    return Recipe.parse(values | changed, where=f"{recipe.name}, shrunken")
+
+
+class _Shrink:
+    """Walks through a recipe's settings.
+
+    Args:
+        folder: of the models and data it makes.
+        stages: names that stand for what a stage leaves.
+    """
+
+    def __init__(self, folder: Path, stages: set[str]) -> None:
+        self.folder, self.stages = folder, stages
+
+    def node(self, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings below ``name``, made tiny."""
+        tiny = {key: self._value(name, key, value) for key, value in node.items()}
+        if node.get("optimizer_in_backward"):
+            tiny["micro_rows"] = 0
+        if name == "model":
+            tiny |= _tiny_model_settings(tiny)
+        return tiny
+
+    def _value(self, name: str, key: str, value: Any) -> Any:
+        if key == "sources":
+            return {each: source | {"max_chars": _SOURCE_CHARS} for each, source in value.items()}
+        if isinstance(value, dict):
+            return self.node(key, value)
+        if isinstance(value, int) and key in _MOST:
+            return min(value, _MOST[key])
+        if key in ("base", "teacher") and value and name != "lora":
+            return value if value in self.stages else self._model(value)
+        if key in ("files", "prompts") and isinstance(value, list):
+            rows = _pairs if name in _PAIRED else _chats
+            return [self._file(each, _questions if key == "prompts" else rows) for each in value]
+        if key == "too_long":
+            return "drop"
+        return "auto" if key == "chat_format" and value == "chatml" else value
+
+    def _file(self, given: Any, rows: Callable[[], Iterator[dict[str, Any]]]) -> Any:
+        """The file if it is there; else one of generated rows."""
+        path = Path(given["path"] if isinstance(given, dict) else given)
+        if path.exists():
+            return given
+        made = self.folder / f"{rows.__name__.strip('_')}.jsonl"
+        if not made.exists():
+            write_text(made, "".join(json.dumps(row) + "\n" for row in rows()))
+        return given | {"path": str(made), "form": "auto"} if isinstance(given, dict) else str(made)
+
+    def _model(self, name: str) -> str:
+        """The folder of a tiny model of the same family, with fresh weights."""
+        config = tiny_shape(shape_of(name))
+        made = self.folder / f"model-{sha256_value(config.model_dump(mode='json'))[:8]}"
+        if not made.exists():
+            texts = (m.content for chat in generate_chats(0, _ROWS, ()) for m in chat.messages)
+            tokenizer = Tokenizer.train(texts, _VOCAB_SIZE, n_special=_N_SPECIAL)
+            model = Llama(config.model_copy(update={"vocab_size": tokenizer.vocab_size}))
+            model.init_weights(0)
+            save_model(made, model, tokenizer)
+        return str(made)
+
+
+def tiny_shape(config: LlamaConfig) -> LlamaConfig:
+    """Two layers with the ratio of heads, the RoPE and the tying of ``config``."""
+    n_heads = _KV_HEADS * config.n_heads // config.n_kv_heads
+    dim = n_heads * _HEAD_DIM  # a multiple of 32, as groups of 4-bit weights need
+    small = {"dim": dim, "n_layers": 2, "n_heads": n_heads, "n_kv_heads": _KV_HEADS}
+    small |= {"ffn_dim": 2 * dim, "head_dim": _HEAD_DIM, "vocab_size": _VOCAB_SIZE}
+    return LlamaConfig.parse(config.model_dump() | small, where="tiny model")
+
+
+def _tiny_model_settings(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a recipe's ``stages.pretrain.model``: a published size becomes a shape."""
+    config = tiny_shape(ModelShape.parse(model, where="model").build(_VOCAB_SIZE))
+    names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "tie_embeddings")
+    return {"size": ""} | {name: getattr(config, name) for name in names}
+
+
+def _chats() -> Iterator[dict[str, Any]]:
+    for chat in generate_chats(0, _ROWS, ()):
+        yield {"messages": [{"role": m.role, "content": m.content} for m in chat.messages]}
+
+
+def _pairs() -> Iterator[dict[str, Any]]:
+    for pair in generate_pairs(0, _ROWS, (), held_out=False):
+        question = pair.prompt[-1].content
+        yield {"prompt": question, "chosen": pair.chosen, "rejected": pair.rejected}
+
+
+def _questions() -> Iterator[dict[str, Any]]:
+    for question in evaluation_questions(0, 1, ()):
+        yield {"question": question.prompt, "answer": question.answer}
+
+
+_PAIRED = ("dpo", "reward")  # stages whose files hold preferences
