@@ -14,6 +14,7 @@ from puna.workflow.stages.evaluate import EvaluateStage
 from puna.workflow.stages.pretrain import PretrainStage
 from puna.workflow.stages.qat import QATStage
 from puna.workflow.stages.reward import RewardStage
+from puna.workflow.stages.rounds import RoundsStage
 from puna.workflow.stages.sample import SampleStage
 from puna.workflow.stages.sft import SFTStage
 from puna.workflow.stages.training import FromModel
@@ -32,6 +33,7 @@ class Stages(Config):
     dpo: DPOStage | None = None
     distill: DistillStage | None = None
     qat: QATStage | None = None
+    rounds: RoundsStage | None = None
     evaluate: EvaluateStage | None = None
 
     @model_validator(mode="after")
@@ -46,6 +48,8 @@ class Stages(Config):
             raise ValueError("stages.sft runs before stages.sample: from_sample is for rounds.sft")
         if self.dpo and self.dpo.from_sample and not self.sample:
             raise ValueError("stages.dpo.from_sample learns from stages.sample: add it")
+        if self.rounds and self.rounds.best_by and not self.evaluate:
+            raise ValueError("stages.rounds.best_by compares evaluations: add stages.evaluate")
         self._check_bases()
         return self
 

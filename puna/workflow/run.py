@@ -22,6 +22,7 @@ from puna.tokenizer import Tokenizer
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
 from puna.workflow.report import write_report
+from puna.workflow.rounds import carry_out_rounds
 from puna.workflow.stage import Artifact, run_stage
 from puna.workflow.stages.corpus import Exercises, exercises, run_data, run_tokenizer
 from puna.workflow.stages.distill import run_distill
@@ -30,6 +31,7 @@ from puna.workflow.stages.evaluate import run_baselines, run_evaluate
 from puna.workflow.stages.pretrain import fresh_model, run_pretrain
 from puna.workflow.stages.qat import run_qat
 from puna.workflow.stages.reward import run_reward
+from puna.workflow.stages.rounds import RoundsStage
 from puna.workflow.stages.sample import run_sample
 from puna.workflow.stages.sft import run_sft
 from puna.workflow.stages.training import MODEL, FromModel, Given, digest_of, resolve_base
@@ -147,7 +149,11 @@ def _stages(run: Run) -> None:
     if stages.pretrain:
         _pretrain(run)
     for name, config in stages.tuning():
-        _tune(run, name, config)
+        if isinstance(config, RoundsStage):
+            _judge_base(run, *resolve_base(config, run.policy, run.done))
+            carry_out_rounds(run, config, _tune, _judge_left)
+        else:
+            _tune(run, name, config)
 
 
 def _corpus(run: Run) -> None:
@@ -189,12 +195,12 @@ def _tune(run: Run, name: str, config: FromModel) -> None:
             raise UsageError(
                 f"{path} lies in {run.folder}, which this run replaces: give the run another name"
             )
-    if isinstance(base, str) and f"{EVALUATE}-base" not in run.done:
-        _judge(run, "base", known, partial(load_model, base, device=default_device()))
+    _judge_base(run, base, known)
     read = [run.done[stage].digest for stage in config.needs() if stage in run.done]
     inputs = [known, *config.circumstances(), *map(digest_of, files), *read]
     given = Given(base, run.recipe.seed, run.drawn, run.events, run.done)
-    work = partial(_RUNS[name], config, given)
+    method = name.partition("-")[0]  # of several settings in a round: dpo-1, dpo-2
+    work = partial(_RUNS[method], config, given)
     run.stage(name, config, inputs, work, together=config.together)
     if config.leaves_policy:
         _judge_policy(run, name)
@@ -202,9 +208,21 @@ def _tune(run: Run, name: str, config: FromModel) -> None:
 
 def _judge_policy(run: Run, name: str) -> None:
     """Judge the model a stage left; the next goes on from it."""
-    run.policy, left = name, run.done[name]
+    run.policy = name
+    _judge_left(run, name, name)
+
+
+def _judge_left(run: Run, stage: str, name: str) -> None:
+    """Judge the model a stage left, under a name."""
+    left = run.done[stage]
     load = partial(load_model, left.folder / MODEL, device=default_device())
     _judge(run, name, left.digest, load)
+
+
+def _judge_base(run: Run, base: str | Path, known: str) -> None:
+    """Judge a model from elsewhere that the first stage starts from."""
+    if isinstance(base, str) and f"{EVALUATE}-base" not in run.done:
+        _judge(run, "base", known, partial(load_model, base, device=default_device()))
 
 
 def _judge(run: Run, name: str, digest: str, load: Callable[[], tuple[Llama, Tokenizer]]) -> None:
