@@ -1,4 +1,4 @@
-"""Blocks whose decoding is compiled: whole for one text, between its products for several.
+"""Blocks whose decoding is compiled: whole for one text, between their products for several.
 
 All layers share the compiled functions, with their tensors as arguments.
 """
@@ -10,12 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from puna.inference.adapters import Adapters
 from puna.inference.attention import attend_one
 from puna.inference.cache import PagedLayer, PagedView
 from puna.inference.compiled import Step
 from puna.inference.weights import Int8Rows, JoinedAttention, quantised_rows
-from puna.model import LlamaConfig
 from puna.model.linear import rms_norm
 from puna.model.llama import swiglu
 
@@ -55,37 +53,51 @@ def _layer(
     return PagedLayer(keys, values, key_scale, value_scale, view)
 
 
-class CompiledBlock(nn.Module):
-    """A block that runs whole as one compiled function for one token of one row.
+class OneRow:
+    """Blocks for one token of one row, each as one call of one compiled function.
 
-    For more, its products run as they are and what is between them compiled.
+    Args:
+        blocks: of the model.
+        facts: see `Step`.
     """
 
-    def __init__(
-        self, block: nn.Module, whole: Step, between: "Between | None", adapters: Adapters
-    ) -> None:
+    def __init__(self, blocks: nn.ModuleList, facts: str) -> None:
+        first: Any = blocks[0]
+        names = list(first.state_dict())
+
+        def whole(x: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
+            tensors = dict(zip(names, rest[_N_STORES:], strict=True))
+            layer = _layer(*rest[:_N_STORES])
+            return functional_call(first, tensors, (x, cos, sin, None, layer))
+
+        self._step = Step("block", facts, whole, {**_CACHE, 9: [1]})
+        self._tensors = [tuple(block.state_dict().values()) for block in blocks]
+
+    def __call__(
+        self, x_btd: Tensor, cos: Tensor, sin: Tensor, layers: Sequence[PagedLayer]
+    ) -> Tensor:
+        """The stream after all blocks, in fp32: fewer conversions, less rounding."""
+        x, step = x_btd.float(), self._step
+        for layer, tensors in zip(layers, self._tensors, strict=True):
+            x = step(x, cos, sin, *_stores(layer), *tensors)
+        return x
+
+
+class CompiledBlock(nn.Module):
+    """A block for several rows or positions: what is between its products runs compiled."""
+
+    def __init__(self, block: nn.Module, between: "Between") -> None:
         super().__init__()
         self.block = block
-        self._adapters = adapters
-        self._tensors = list(block.state_dict().values())
-        self._whole = whole
         self._between = between
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: PagedLayer | None
     ) -> Tensor:
-        one_row = x.numel() == x.shape[-1]
-        result: Tensor
-        if layer is None or (one_row and self._adapters.in_use):
-            result = self.block(x, cos, sin, mask, layer)
-        elif one_row:
-            x = x.float()  # the stream of one token stays in fp32: fewer conversions, less rounding
-            result = self._whole(x, cos, sin, *_stores(layer), *self._tensors)
-        elif self._between is not None:
-            result = self._between.run(self.block, x, cos, sin, mask, layer)
-        else:
-            result = self.block(x, cos, sin, mask, layer)
-        return result
+        if layer is None or x.numel() == x.shape[-1]:
+            result: Tensor = self.block(x, cos, sin, mask, layer)
+            return result
+        return self._between.run(self.block, x, cos, sin, mask, layer)
 
 
 class Between:
@@ -176,23 +188,11 @@ class Between:
         return product
 
 
-def compiled_blocks(
-    blocks: nn.ModuleList, config: LlamaConfig, adapters: Adapters, *, several: bool
-) -> nn.ModuleList:
-    """The blocks, compiled for one token of one row and, with ``several``, for more."""
+def compiled_blocks(blocks: nn.ModuleList, facts: str) -> nn.ModuleList:
+    """The blocks, compiled for several rows or positions where their products are joined."""
     first: Any = blocks[0]
-    facts = f"{config.model_dump_json()} {first}"
-
-    names = list(first.state_dict())
-
-    def whole(x: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> Any:
-        tensors = dict(zip(names, rest[_N_STORES:], strict=True))
-        layer = _layer(*rest[:_N_STORES])
-        return functional_call(first, tensors, (x, cos, sin, None, layer))
-
-    step = Step("block", facts, whole, {**_CACHE, 9: [1]})
-    between = None
-    if several and isinstance(first.self_attn, JoinedAttention):
-        rounded = isinstance(first.self_attn.o_proj, Int8Rows)
-        between = Between(first.self_attn, first.input_layernorm.eps, facts, rounded=rounded)
-    return nn.ModuleList(CompiledBlock(block, step, between, adapters) for block in blocks)
+    if not isinstance(first.self_attn, JoinedAttention):
+        return blocks
+    rounded = isinstance(first.self_attn.o_proj, Int8Rows)
+    between = Between(first.self_attn, first.input_layernorm.eps, facts, rounded=rounded)
+    return nn.ModuleList(CompiledBlock(block, between) for block in blocks)

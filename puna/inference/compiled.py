@@ -22,6 +22,7 @@ _OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "size_asserts": False,
     "alignment_asserts": False,
+    "cpp.min_chunk_size": 2048,  # a smaller loop is done before two threads have met
 }
 
 

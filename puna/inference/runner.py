@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from puna.inference.adapters import Adapters
-from puna.inference.blocks import compiled_blocks
+from puna.inference.blocks import OneRow, compiled_blocks
 from puna.inference.cache import PagedStore
 from puna.inference.compiled import CompiledAttention, CompiledHead
 from puna.inference.rotation import unrotated_hidden
@@ -67,11 +67,13 @@ class Runner:
         norm = model.model.norm.weight.detach()
         self._restore = partial(unrotated_hidden, norm) if turned else None
         self.adapters.attach(twin)
+        self._one_row = None
         if self._compiled:
-            twin.model.layers = compiled_blocks(
-                twin.model.layers, model.config, self.adapters, several=self._several
-            )
+            facts = f"{model.config.model_dump_json()} {twin.model.layers[0]}"
+            self._one_row = OneRow(twin.model.layers, facts)
             self.head = CompiledHead(head)
+            if self._several:
+                twin.model.layers = compiled_blocks(twin.model.layers, facts)
 
     @property
     def weight_bytes(self) -> int:
@@ -90,6 +92,11 @@ class Runner:
         """Final hidden states (batch, time, dim) of each row's new tokens, padded at the end."""
         counts = [len(row) for row in tokens]
         positions, cache = self.store.batch(pages, starts, counts, self._dtype)
+        if counts == [1] and self._one_row is not None and not self.adapters.in_use:
+            x = self.model.model.embed_tokens.weight[tokens[0][0]].view(1, 1, -1)
+            x = self._one_row(x, *self.model.rope(positions), cache.layers)
+            hidden: Tensor = self.model.model.norm(x)
+            return hidden
         padded = [[*row, *[0] * (max(counts) - len(row))] for row in tokens]
         ids = torch.tensor(padded, device=positions.device)
         return self.model.hidden(ids, positions_bt=positions, cache=cache)

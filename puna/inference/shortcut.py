@@ -8,6 +8,7 @@ calls; from then on it is given the same without the layers.
 
 import threading
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -53,30 +54,37 @@ class Shortcut:
         self._run: Callable[..., Any] | None = None
         self._code: Callable[[list[Any]], Sequence[Any]] | None = None
         self._inputs: list[int | list[_Size]] = []
+        self._tensors: Callable[[Sequence[Any]], Sequence[Any]] = tuple  # those of the inputs
+        self._sizes: list[tuple[int, list[_Size]]] = []  # the others, and their places
         self._outputs: list[int] = []
         self._single = True
         self._learnable = True
         if kept := shelf.load():
             self._code = kept.code
-            self._inputs = [_from_json(source) for source in kept.rule["inputs"]]
+            self._take([_from_json(source) for source in kept.rule["inputs"]])
             self._outputs, self._single = kept.rule["outputs"], kept.rule["single"]
 
     def __call__(self, *args: Any) -> Any:
         if self._code is None:
             return self._watched(args) if self._learnable else self._the_long_way(args)
-        inputs: list[Any] = []
-        for source in self._inputs:
-            if isinstance(source, int):
-                inputs.append(args[source])
-                continue
-            number = source[0].of(args)
-            if any(other.of(args) != number for other in source[1:]):
-                return self._watched(args)
-            inputs.append(number)
+        inputs = list(self._tensors(args))
+        for place, sizes in self._sizes:
+            number = sizes[0].of(args)
+            for other in sizes[1:]:
+                if other.of(args) != number:
+                    return self._watched(args)
+            inputs.insert(place, number)
         outputs = self._code(inputs)
         if self._single:
             return outputs[self._outputs[0]]
         return tuple(outputs[place] for place in self._outputs)
+
+    def _take(self, inputs: list[int | list[_Size]]) -> None:
+        self._inputs = inputs
+        places = [source for source in inputs if isinstance(source, int)]
+        # for a single place `itemgetter` gives no tuple
+        self._tensors = itemgetter(*places) if len(places) > 1 else lambda args: [args[places[0]]]
+        self._sizes = [(n, source) for n, source in enumerate(inputs) if isinstance(source, list)]
 
     def _the_long_way(self, args: Sequence[Any]) -> Any:
         if self._run is None:
@@ -120,7 +128,7 @@ class Shortcut:
         outputs = [_place(each, call.outputs) for each in results]
         if None in outputs or not all(source is not None and source != [] for source in inputs):
             return False
-        self._inputs = [source for source in inputs if source is not None]
+        self._take([source for source in inputs if source is not None])
         self._outputs = [place for place in outputs if place is not None]
         self._code = call.graph.current_callable
         if self._code is None:

@@ -138,6 +138,13 @@ class Llama(nn.Module):
         """Weight of the head: (vocab_size, dim); the embedding itself when tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
+    def rope(self, positions_bt: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of RoPE at each position: two of (batch, 1, time, head_dim / 2)."""
+        if self._frequencies is None or self._frequencies.device != positions_bt.device:
+            self._frequencies = rope_frequencies(self.config).to(positions_bt.device)
+        cos, sin = rope_tables(self._frequencies, positions_bt)
+        return cos.to(self.dtype), sin.to(self.dtype)
+
     def hidden(
         self,
         ids_bt: Tensor,
@@ -163,10 +170,7 @@ class Llama(nn.Module):
         if cache is None and plain_is_faster(x_btd):
             one_document = torch.zeros_like(ids_bt[:1])
             mask = additive(document_mask(one_document) if mask is None else mask, x_btd.dtype)
-        if self._frequencies is None or self._frequencies.device != ids_bt.device:
-            self._frequencies = rope_frequencies(self.config).to(ids_bt.device)
-        cos, sin = rope_tables(self._frequencies, positions_bt)
-        cos, sin = cos.to(x_btd.dtype), sin.to(x_btd.dtype)
+        cos, sin = self.rope(positions_bt)
         layers = repeat(None, self.config.n_layers) if cache is None else cache.layers
         recompute = self.recompute if cache is None and torch.is_grad_enabled() else None
         for number, (block, layer) in enumerate(zip(self.model.layers, layers, strict=True)):
