@@ -11,9 +11,11 @@ from puna.workflow.stages.corpus import DataStage, TokenizerStage
 from puna.workflow.stages.distill import DistillStage
 from puna.workflow.stages.dpo import DPOStage
 from puna.workflow.stages.evaluate import EvaluateStage
+from puna.workflow.stages.online import GRPOStage, PPOStage
 from puna.workflow.stages.pretrain import PretrainStage
 from puna.workflow.stages.qat import QATStage
 from puna.workflow.stages.reward import RewardStage
+from puna.workflow.stages.rewards import REWARD, PromptStage
 from puna.workflow.stages.rounds import RoundsStage
 from puna.workflow.stages.sample import SampleStage
 from puna.workflow.stages.sft import SFTStage
@@ -31,6 +33,8 @@ class Stages(Config):
     reward: RewardStage | None = None
     sample: SampleStage | None = None
     dpo: DPOStage | None = None
+    ppo: PPOStage | None = None
+    grpo: GRPOStage | None = None
     distill: DistillStage | None = None
     qat: QATStage | None = None
     rounds: RoundsStage | None = None
@@ -50,6 +54,9 @@ class Stages(Config):
             raise ValueError("stages.dpo.from_sample learns from stages.sample: add it")
         if self.rounds and self.rounds.best_by and not self.evaluate:
             raise ValueError("stages.rounds.best_by compares evaluations: add stages.evaluate")
+        for name, stage in self.tuning():
+            if isinstance(stage, PromptStage) and stage.reward == REWARD and not self.reward:
+                raise ValueError(f"stages.{name}.reward is the model of stages.reward: add it")
         self._check_bases()
         return self
 

@@ -28,6 +28,7 @@ from puna.workflow.stages.corpus import Exercises, exercises, run_data, run_toke
 from puna.workflow.stages.distill import run_distill
 from puna.workflow.stages.dpo import run_dpo
 from puna.workflow.stages.evaluate import run_baselines, run_evaluate
+from puna.workflow.stages.online import run_grpo, run_ppo
 from puna.workflow.stages.pretrain import fresh_model, run_pretrain
 from puna.workflow.stages.qat import run_qat
 from puna.workflow.stages.reward import run_reward
@@ -47,6 +48,8 @@ _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
     "reward": run_reward,
     "sample": run_sample,
     "dpo": run_dpo,
+    "ppo": run_ppo,
+    "grpo": run_grpo,
     "distill": run_distill,
     "qat": run_qat,
 }

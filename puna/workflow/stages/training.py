@@ -20,6 +20,7 @@ from puna.model.lora import lora_layers
 from puna.parallel import here
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, train
+from puna.training.checkpoint import Progress
 from puna.training.loop import AfterStep, Objective, Source
 from puna.workflow.stage import SCRATCH, Artifact
 from puna.workflow.stages.corpus import Exercises
@@ -158,8 +159,22 @@ def train_and_save(
         attended=row_length // 2,
         after_step=after_step,
     )
+    return leave_model(model, tokenizer, progress, events, folder, base=base, save=save)
+
+
+def leave_model(
+    model: Llama,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    events: EventLog,
+    folder: Path,
+    *,
+    base: str | Path = "",
+    save: Callable[[Path, Any, Tokenizer], None] = save_model,
+) -> dict[str, Any]:
+    """Write what `train_and_save` leaves, of a model that is trained; returns figures."""
     merged = _merge_adapter(model, folder, str(base), events) if _has_adapter(model) else {}
-    if mesh.is_first:
+    if here().is_first:
         save(folder / MODEL, model, tokenizer)
     return {
         "steps": progress.step,
