@@ -64,8 +64,8 @@ class Plot:
     """What it shows, in words, for those who do not see it."""
 
 
-def training_steps(events: Iterable[Event]) -> dict[str, list[Event]]:
-    """The steps that made each stage's model, in order.
+def training_steps(events: Iterable[Event], kind: str = "train_step") -> dict[str, list[Event]]:
+    """The steps that made each stage's model, in order; or its rollouts.
 
     A stage that was killed logged steps after its last checkpoint that were then done again, and
     one whose recipe changed started over: what was superseded is left out.
@@ -79,7 +79,7 @@ def training_steps(events: Iterable[Event]) -> dict[str, list[Event]]:
         elif event["kind"] == "train_resume":
             starting.discard(stage)
             steps[stage] = [e for e in steps.get(stage, []) if e["step"] <= event["step"]]
-        elif event["kind"] == "train_step":
+        elif event["kind"] == kind:
             if stage in starting:
                 starting.discard(stage)
                 steps[stage] = []
@@ -154,6 +154,44 @@ def reward_plot(stage: str, steps: Sequence[Event]) -> Plot:
     described += f"{last['step']:,}, from {steps[0]['reward_accuracy']:.0%} by "
     described += f"{steps[0]['reward_margin']:.3f} at step {steps[0]['step']:,}."
     return Plot(f"Rewards of {stage}", svg, described)
+
+
+def rollout_plots(stage: str, rows: Sequence[Event]) -> list[Plot]:
+    """Reward against distance from the reference, and what the policy's answers are like."""
+    first = {
+        "reward": (_FIRST, False, "reward", "{:.3f}"),
+        "kl": (_SECOND, True, "KL, nats an answer", "{:.3f}"),
+    }
+    second = {
+        "entropy": (_FIRST, False, "entropy, nats a token", "{:.3f}"),
+        "clip_fraction": (_INK, False, "clipped share", "{:.3f}"),
+        "explained_variance": (_SECOND, False, "explained variance", "{:.2f}"),
+        "length": (_INK, True, "length, tokens", "{:.1f}"),
+    }
+    return [
+        _rollout_plot(f"Rollouts of {stage}: reward", f"rollout-reward-{stage}", rows, first),
+        _rollout_plot(f"Rollouts of {stage}: policy", f"rollout-policy-{stage}", rows, second),
+    ]
+
+
+def _rollout_plot(
+    title: str, name: str, rows: Sequence[Event], lines: Mapping[str, tuple[str, bool, str, str]]
+) -> Plot:
+    """Lines over the steps; each has a colour, whether its scale is the right one, a label."""
+    found, described = {k: line for k, line in lines.items() if k in rows[0]}, []
+    with rc_context(_STYLE):
+        figure, axes = _axes(name)
+        right = _second_axes(axes)
+        for key, (colour, on_right, label, form) in found.items():
+            values = [row[key] for row in rows]
+            _line(right if on_right else axes, rows, values, colour, dashed=on_right)
+            style, note = ("--", " (right)") if on_right else ("-", "")
+            axes.plot([], [], color=colour, ls=style, label=f"{label}{note}")
+            described.append(f"{label} {form.format(values[0])}, then {form.format(values[-1])}")
+        axes.legend(loc="best")
+        svg = _svg(figure)
+    steps = f"from step {rows[0]['step']:,} to {rows[-1]['step']:,}"
+    return Plot(title, svg, f"{title}, {steps}: {'; '.join(described)}.")
 
 
 def bits_plot(models: Mapping[str, float], baselines: Mapping[str, float]) -> Plot:

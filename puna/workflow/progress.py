@@ -6,6 +6,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from puna.core.events import Event
 
 _SHOWN = 160
+_ROLLOUT_COLUMNS = (
+    # figure, title, width, format; those that a method does not have are left out
+    ("rollout", "rollout", 10, "{}"),
+    ("reward", "reward", 9, "{:.3f}"),
+    ("kl", "KL", 9, "{:.3f}"),
+    ("entropy", "entropy", 9, "{:.3f}"),
+    ("clip_fraction", "clipped", 9, "{:.1%}"),
+    ("explained_variance", "explained", 11, "{:.2f}"),
+    ("undecided", "undecided", 11, "{:.0%}"),
+    ("length", "length", 8, "{:.1f}"),
+    ("ended", "ended", 8, "{:.0%}"),
+)
 
 
 def _clock(seconds: float) -> str:
@@ -40,6 +52,7 @@ class TerminalProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._printed = 0
+        self._table_of = ""  # the stage whose rollouts have a head already
 
     def __call__(self, event: Event) -> None:
         handler = getattr(self, f"_on_{event['kind']}", None)
@@ -53,7 +66,7 @@ class TerminalProgress:
         self._bar = self._task = None
 
     def _on_stage_start(self, event: Event) -> None:
-        self._printed = 0
+        self._printed, self._table_of = 0, ""
         self.console.print(f"[bold]{event['stage']}[/]")
 
     def _on_stage_skip(self, event: Event) -> None:
@@ -84,6 +97,19 @@ class TerminalProgress:
         said, answer = (" ".join(event[key].split()) for key in ("question", "answer"))
         self.console.print(f"  step {event['step']} · {_short(said)}", style="dim", markup=False)
         self.console.print(f"    -> {_short(answer)}", markup=False, highlight=False)
+
+    def _on_rollout(self, event: Event) -> None:
+        """A row of the table; its head before the first one of a stage."""
+        columns = [column for column in _ROLLOUT_COLUMNS if column[0] in event]
+        if self._table_of != event["stage"]:
+            self._table_of = event["stage"]
+            heads = (f"{title:>{width}}" for _, title, width, _ in columns)
+            self._print_row("".join(heads), style="bold")
+        cells = (f"{form.format(event[name]):>{width}}" for name, _, width, form in columns)
+        self._print_row("".join(cells))
+
+    def _print_row(self, text: str, style: str = "") -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _on_train_resume(self, event: Event) -> None:
         self.console.print(f"  going on from step {event['step']} of {event['steps']}")

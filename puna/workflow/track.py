@@ -30,7 +30,7 @@ def _import(package: str) -> Any:
 
 def _scalars(event: Event) -> dict[str, float]:
     """The plottable figures of an event, named ``stage/figure``."""
-    if event["kind"] not in ("train_step", "validation", "evaluation"):
+    if event["kind"] not in ("train_step", "validation", "evaluation", "rollout"):
         return {}
     return {
         f"{event['stage']}/{name}": float(value)
