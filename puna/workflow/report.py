@@ -12,7 +12,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from puna.core.events import Event, read_events
 from puna.core.files import write_text
-from puna.workflow.plots import Plot, bits_plot, loss_plot, reward_plot, training_steps
+from puna.workflow.plots import (
+    Plot,
+    bits_plot,
+    loss_plot,
+    reward_plot,
+    rollout_plots,
+    training_steps,
+)
 from puna.workflow.summary import table_rows
 
 REPORT = "report.html"
@@ -24,6 +31,8 @@ _MODELS = {
     "pretrain": "the pretrained model",
     "sft": "the instruction-tuned model",
     "dpo": "the preference-tuned model",
+    "ppo": "the model tuned on rewards",
+    "grpo": "the model tuned on rewards",
 }
 _BASELINES = {
     "five_gram": "5-gram Kneser-Ney",
@@ -102,6 +111,7 @@ def _page(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     stages: dict[str, Any] = summary["stages"]
     models: dict[str, Any] = summary["evaluation"]
     steps = {name: s for name, s in training_steps(events).items() if name in stages}
+    rollouts = {n: rows for n, rows in training_steps(events, "rollout").items() if n in stages}
     samples = {name: _json(folder / f"evaluate-{name}" / "samples.json") for name in models}
     last = next(reversed(models), None)
     misses = _json(folder / f"evaluate-{last}" / "misses.json") or []
@@ -117,7 +127,8 @@ def _page(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
             loss_plot(name, found, stages[name].get("held_out_losses", {}))
             for name, found in steps.items()
         ],
-        "rewards": [reward_plot(n, s) for n, s in steps.items() if "reward_accuracy" in s[-1]],
+        "rewards": [reward_plot(n, s) for n, s in steps.items() if "reward_accuracy" in s[-1]]
+        + [plot for name, rows in rollouts.items() for plot in rollout_plots(name, rows)],
         "bits": _bits(summary),
         "dialogues": _side_by_side(samples, "dialogues", "question"),
         "continuations": _side_by_side(samples, "continuations", "prompt"),
