@@ -136,8 +136,8 @@ class RewardObjective:
         losses_p = bradley_terry_loss(better_p, worse_p, margin_p) * batch.weight
         gaps_p = (better_p - worse_p).detach()
         metrics = {
-            "accuracy": float(((gaps_p > 0) * batch.weight).sum()),
-            "gap": float((gaps_p * batch.weight).sum()),
+            "reward_accuracy": float(((gaps_p > 0) * batch.weight).sum()),
+            "reward_margin": float((gaps_p * batch.weight).sum()),
         }
         return Outcome(losses_p.sum(), round(float(batch.weight.sum())), metrics)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from puna import __version__
-from puna.cli import compress, models, online, recipes, sample, serve, tokenizers, tune
+from puna.cli import compress, models, online, preferences, recipes, sample, serve, tokenizers, tune
 from puna.core.errors import PunaError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 recipes.register(app)
 tune.register(app)
+preferences.register(app)
 online.register(app)
 compress.register(app)
 sample.register(app)

@@ -20,7 +20,7 @@ from puna.workflow.plots import (
     rollout_plots,
     training_steps,
 )
-from puna.workflow.summary import table_rows
+from puna.workflow.summary import STAGE_HEAD, stage_rows, table_rows
 
 REPORT = "report.html"
 _SHOWN_MISSES = 12
@@ -122,6 +122,7 @@ def _page(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "glance": _glance(summary, events),
         "models": list(models),
         "comparison": comparison(summary),
+        "held_out": _held_out(summary),
         "kinds": _kinds(models),
         "losses": [
             loss_plot(name, found, stages[name].get("held_out_losses", {}))
@@ -173,15 +174,12 @@ def outcome(summary: Mapping[str, Any]) -> str:
     models, stages = summary["evaluation"], summary["stages"]
     if models:
         return _sentence([*_answers(models), *_likelihood(models, stages.get("baselines"))])
-    if "held_out_loss" in stages.get("sft", {}):
-        before, after = stages["sft"]["held_out_loss_before"], stages["sft"]["held_out_loss"]
-        return f"Loss on held-out chats: {before:.3f} before, {after:.3f} after."
-    if "sample" in stages:
-        facts = stages["sample"]
-        scores = list(facts["best_of"].items())
-        best = f"the best of {scores[-1][0]} answers scores {scores[-1][1]:.3g} on average, "
-        kept = f"{facts['sft_rows']:,} chats and {facts['pairs']:,} pairs are kept"
-        return _sentence([f"{best}one alone {facts['mean_score']:.3g}", kept])
+    rows = stage_rows(summary)
+    if rows:
+        stage, number, title, before, after = next(row for row in rows if row[0] == rows[-1][0])
+        changed = f"{before} before, {after} after" if before else after
+        n, what = number.split()
+        return _sentence([f"{title} of {stage} on {n} held-out {what}: {changed}"])
     trained = [name for name, facts in stages.items() if "tokens_per_s" in facts]
     if trained:
         facts = stages[trained[-1]]
@@ -250,6 +248,12 @@ def _best(cells: Sequence[str], *, least: bool) -> frozenset[int]:
         return frozenset()
     best = (min if least else max)(values.values())
     return frozenset(i for i, value in values.items() if value == best)
+
+
+def _held_out(summary: Mapping[str, Any]) -> TextTable | None:
+    rows = stage_rows(summary)
+    label = "Each stage on data it was not trained on"
+    return TextTable(label, STAGE_HEAD, rows) if rows else None
 
 
 def _kinds(models: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:

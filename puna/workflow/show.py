@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from puna.alignment.rejection import PAIRS, SFT_ROWS
-from puna.workflow.summary import terminal_table
+from puna.workflow.stages.training import MODEL
+from puna.workflow.summary import stage_rows, stage_table, terminal_table
 
 _DIALOGUES = 3
 
@@ -24,10 +25,14 @@ def show_result(console: Console, folder: Path, summary: dict[str, Any]) -> None
     console.print()
     if summary["evaluation"]:
         console.print(terminal_table(summary))
+    if stage_rows(summary):
+        console.print(stage_table(summary))
     _show_dialogues(console, folder, summary)
     console.print(f"\nReport: [bold]{folder / 'report.html'}[/]", soft_wrap=True)
     if "sample" in summary["stages"] and summary["model"] is None:
         _show_sampled(console, folder / "sample")
+    if "reward" in summary["stages"]:
+        _show_judge(console, folder / "reward" / MODEL)
     if summary["model"] is None:
         return
     model, puna = folder / summary["model"], _command()
@@ -47,6 +52,13 @@ def _show_sampled(console: Console, folder: Path) -> None:
     for method, name in (("sft", SFT_ROWS), ("dpo", PAIRS)):
         command = f"{_command()} {method} MODEL --data {folder / name}"
         console.print(f"  [bold]{command}[/]", soft_wrap=True, highlight=False)
+
+
+def _show_judge(console: Console, model: Path) -> None:
+    """Say what a reward model is good for."""
+    command = f"{_command()} sample MODEL --data prompts.jsonl --reward {model}"
+    console.print("\nChoose the best of many answers with it:")
+    console.print(f"  [bold]{command}[/]", soft_wrap=True, highlight=False)
 
 
 def _show_dialogues(console: Console, folder: Path, summary: dict[str, Any]) -> None:

@@ -28,6 +28,15 @@ _ROWS = (
     ("full_sentences", "Answers in a full sentence", "{:.1%}"),
     ("preference_accuracy", "Held-out preference accuracy", "{:.1%}"),
 )
+_STAGE_ROWS = (
+    # figure of a stage, its number, of what, title, format
+    ("held_out_loss", "held_out_chats", "chats", "loss", "{:.3f}"),
+    ("held_out_accuracy", "held_out_pairs", "pairs", "preference accuracy", "{:.1%}"),
+    ("held_out_margin", "held_out_pairs", "pairs", "margin, nats", "{:.2f}"),
+    ("held_out_calibration_error", "held_out_pairs", "pairs", "calibration error", "{:.3f}"),
+    ("held_out_reward", "held_out_prompts", "prompts", "reward", "{:.3f}"),
+)
+STAGE_HEAD = ("stage", "held out", "measured", "before", "after")
 
 
 def write_summary(
@@ -94,6 +103,32 @@ def table_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             ]
     width = len(rows[0])
     return [row + [""] * (width - len(row)) for row in rows]
+
+
+def stage_rows(summary: Mapping[str, Any]) -> list[list[str]]:
+    """What stages measured on data they held out, before and after; below `STAGE_HEAD`."""
+    return [
+        [
+            stage,
+            f"{facts[number]:,} {what}",
+            title,
+            form.format(facts[f"{name}_before"]) if f"{name}_before" in facts else "",
+            form.format(facts[name]),
+        ]
+        for stage, facts in summary["stages"].items()
+        for name, number, what, title, form in _STAGE_ROWS
+        if name in facts and number in facts
+    ]
+
+
+def stage_table(summary: Mapping[str, Any]) -> Table:
+    """The figures on held-out data for a terminal."""
+    table = Table(title="On what was held out", title_justify="left")
+    for name in STAGE_HEAD:
+        table.add_column(name, justify="right" if name in STAGE_HEAD[3:] else "left")
+    for row in stage_rows(summary):
+        table.add_row(*row)
+    return table
 
 
 def terminal_table(summary: Mapping[str, Any]) -> Table:

@@ -89,7 +89,7 @@ def test_the_loss_is_bradley_terry_over_every_pair_of_a_prompt(
         expected += sum(terms) / len(terms)
         right += sum(gap > 0 for _, gap in gaps) / len(gaps)
     assert float(outcome.loss_sum.detach()) == pytest.approx(expected, rel=1e-5)
-    assert outcome.metrics["accuracy"] == pytest.approx(right, abs=1e-6)
+    assert outcome.metrics["reward_accuracy"] == pytest.approx(right, abs=1e-6)
 
 
 def test_scores_of_conversations_do_not_depend_on_their_neighbours(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from puna.core.events import Event
 from puna.workflow.plots import bits_plot, loss_plot, reward_plot, smooth, training_steps
 from puna.workflow.report import comparison, mean_mfu, outcome, shown, write_report
+from puna.workflow.summary import stage_rows
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>&"'
 _VOID = {"meta", "link", "br", "img"}
@@ -269,13 +270,13 @@ class TestPage:
 
 class TestPartialRuns:
     def test_a_run_that_only_tunes_chats_leaves_the_rest_out(self, tmp_path: Path) -> None:
-        losses = {"held_out_loss_before": 3.21, "held_out_loss": 2.1}
+        losses = {"held_out_chats": 12, "held_out_loss_before": 3.21, "held_out_loss": 2.1}
         summary = SUMMARY | {"stages": {"sft": TRAINED | losses}, "evaluation": {}}
         put_events(tmp_path, [event("run_start", ""), step("sft", 100)])
         page = Page(rendered(tmp_path, summary))
-        assert "Loss on held-out chats: 3.210 before, 2.100 after." in page.text
+        assert "Loss of sft on 12 held-out chats: 3.210 before, 2.100 after." in page.text
         headings = [attrs["id"] for _, attrs in page.tags("h2")]
-        assert headings == ["training", "timing", "machine"]
+        assert headings == ["held-out", "training", "timing", "machine"]
 
     def test_a_run_without_events_or_training_still_has_a_report(self, tmp_path: Path) -> None:
         put(tmp_path / "data/card.json", CARD)
@@ -354,6 +355,15 @@ class TestFigures:
     def test_without_evaluation_the_outcome_is_what_was_trained(self) -> None:
         summary = {"stages": {"pretrain": TRAINED}, "evaluation": {}}
         assert outcome(summary) == "pretrain: 100 steps, 1,000 tokens."
+
+    def test_without_evaluation_the_outcome_is_what_the_last_stage_held_out(self) -> None:
+        found = {"held_out_pairs": 1200, "held_out_accuracy_before": 0.5, "held_out_accuracy": 0.75}
+        summary = {"stages": {"pretrain": TRAINED, "dpo": TRAINED | found}, "evaluation": {}}
+        expected = "Preference accuracy of dpo on 1,200 held-out pairs: 50.0% before, 75.0% after."
+        assert outcome(summary) == expected
+        assert stage_rows(summary) == [
+            ["dpo", "1,200 pairs", "preference accuracy", "50.0%", "75.0%"]
+        ]
 
     def test_utilisation_of_a_stage_weighs_steps_by_their_seconds(self) -> None:
         steps = [step("sft", 1, mfu=0.2, seconds=3.0), step("sft", 2, mfu=0.6, seconds=4.0)]

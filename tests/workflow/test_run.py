@@ -102,7 +102,8 @@ def test_preferences_of_ones_own_are_learned_and_what_does_not_fit_is_counted(
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = f"stages.dpo={{files: [{pairs}], too_long: drop, row_length: 96, loop: {LOOP}}}"
     summary = run(recipe_file, own)
-    assert summary["stages"]["dpo"]["pairs"] == 20
+    facts = summary["stages"]["dpo"]
+    assert facts["pairs"] + facts["held_out_pairs"] == 20
     events = list(read_events(tmp_path / "runs" / "tiny" / "events.jsonl"))
     warned = [event["text"] for event in events if event["kind"] == "warning"]
     assert len(warned) == 2
