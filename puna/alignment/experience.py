@@ -109,7 +109,11 @@ class Method(Protocol):
 
     rollouts: RolloutConfig
     kl: KLController
-    critic: ValueModel | None
+
+    @property
+    def critic(self) -> ValueModel | None:
+        """The value model, trained beside the policy; None for a method without."""
+        ...
 
     def credit(self, seen: Seen, rewards_a: Tensor) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Columns for the objective, (answers, time) each, and figures for the table.
