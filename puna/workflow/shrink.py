@@ -33,7 +33,7 @@ _MOST = {
     "rank": 4,
     "prompts": 2,
     "answers": 2,
-    "rounds": 2,
+    "count": 2,
     "max_new_tokens": 8,
     "validations": 1,
     "samples": 1,
@@ -85,13 +85,17 @@ class _Shrink:
             return {each: source | {"max_chars": _SOURCE_CHARS} for each, source in value.items()}
         if isinstance(value, dict):
             return self.node(key, value)
+        if key in ("preferences", "dpo"):  # of rounds: batches, and settings
+            return [self.node(key, each) for each in value[: _MOST["count"]]]
         if isinstance(value, int) and key in _MOST:
             return min(value, _MOST[key])
-        if key in ("base", "teacher") and value and name != "lora":
+        if key in ("base", "teacher", "sampler") and value and name != "lora":
             return value if value in self.stages else self._model(value)
         if key in ("files", "prompts") and isinstance(value, list):
             rows = _pairs if name in _PAIRED else _chats
             return [self._file(each, _questions if key == "prompts" else rows) for each in value]
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return [self.node(key, each) for each in value]
         if key == "too_long":
             return "drop"
         return "auto" if key == "chat_format" and value == "chatml" else value
@@ -148,7 +152,8 @@ def _pairs() -> Iterator[dict[str, Any]]:
 
 def _questions() -> Iterator[dict[str, Any]]:
     for question in evaluation_questions(0, 1, ()):
-        yield {"question": question.prompt, "answer": question.answer}
+        if question.check == "number":
+            yield {"question": question.prompt, "answer": question.answer}
 
 
-_PAIRED = ("dpo", "reward")  # stages whose files hold preferences
+_PAIRED = ("dpo", "reward", "preferences")  # stages whose files hold preferences

@@ -64,7 +64,7 @@ def test_sft_tunes_on_a_users_own_chats(puna: Puna, model_folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("run", "none.yaml"), ("no such recipe: none.yaml", "quickstart")),
+        (("run", "none.yaml"), ("no such recipe: none.yaml", "puna ls")),
         (("run", "quickstart", "stages.sft.loop.stepz=3"), ("'stages.sft.loop.stepz'", "'steps'")),
         (("run", "quickstart", "seed=red"), ("'seed' is 'red'",)),
         (("chat", "no-such-model"), ("no model 'no-such-model'", "smollm2")),
@@ -103,7 +103,7 @@ def test_shipped_recipes_are_listed_copied_and_valid(puna: Puna, tmp_path: Path)
     assert {"quickstart", "smollm2-sft", "llama3.1-8b-qlora"} <= set(listed)
     for name in listed:
         assert puna("validate", name).returncode == 0
-    assert_one_line(puna("run", "llama3.1-qlora"), 2, "did you mean llama3.1-8b-qlora")
+    assert_one_line(puna("run", "llama3.1-qlora"), 2, "did you mean", "llama3.1-8b-qlora")
     copied = tmp_path / "mine.yaml"
     assert puna("cp", "quickstart", copied).returncode == 0
     assert copied.read_text() == puna("cat", "quickstart").stdout
