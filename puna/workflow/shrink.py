@@ -42,9 +42,9 @@ _MOST = {
     "generated_prompts": 4,
     "questions_per_kind": 1,
     "pairs": 2,
-    "exercises": _ROWS,
+    "exercises": 300,
     "geography": _ROWS,
-    "stories": _ROWS,
+    "stories": 300,
     "vocab_size": _VOCAB_SIZE,
 }
 _SOURCE_CHARS = 20_000
