@@ -21,7 +21,7 @@ from puna.core.events import EventLog
 from puna.data import Group, MixedRows, MixSource, PackedRows, Share, TokenFile
 from puna.model import Llama, LlamaConfig, add_lora
 from puna.model.lora import LoraConfig
-from puna.parallel import here
+from puna.parallel import Mesh, here
 from puna.training import LoopConfig, Objective, RowSource, Source, next_token, train
 
 VOCAB, ROW, STEPS = 61, 48, 5
@@ -160,9 +160,16 @@ def in_turn(folder: Path, runs: list[tuple[str, str, int]]) -> None:
 
 
 def all_of(folder: Path, runs: list[tuple[str, str, int]]) -> None:
-    """The runs, and `gradients`: processes that have come up once do it all."""
+    """The runs, and what is small: processes that have come up once do it all."""
     in_turn(folder, runs)
     gradients(folder)
+    mesh = here()
+    found = mesh.on_first(lambda: (mesh.rank, here(), TokenFile(folder / "tokens")))
+    first, place, tokens = found
+    assert first == 0  # the others were sent its answer
+    assert place == Mesh()  # for which it was by itself
+    assert here() == mesh
+    assert len(tokens) == len(documents())  # a token file is sent as its name
 
 
 def fails(folder: Path, how: Callable[[], None], rank: int) -> None:
