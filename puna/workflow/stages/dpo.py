@@ -16,7 +16,7 @@ from puna.training import RowSource
 from puna.training.loop import compute_dtype
 from puna.workflow.stage import SCRATCH
 from puna.workflow.stages.pairs import PairStage, read_stage_pairs
-from puna.workflow.stages.training import Given, adapt, open_base, train_and_save
+from puna.workflow.stages.training import Given, adapt, open_base, sampled_files, train_and_save
 
 
 class DPOStage(PairStage):
@@ -49,7 +49,7 @@ class Preferences:
 def run_dpo(config: DPOStage, given: Given, folder: Path) -> dict[str, Any]:
     """Teach preferences; the model it starts from, its adapter off, is the frozen reference."""
     model, tokenizer = open_base(config, given)
-    more = [given.earlier["sample"].folder / PAIRS] if config.from_sample else []
+    more = sampled_files(given, PAIRS) if config.from_sample else []
     pairs = read_stage_pairs(config, given, tokenizer, more)
     adapt(model, config.lora, given)
     model.compute_dtype = compute_dtype(config.loop, model.device)

@@ -28,7 +28,7 @@ from puna.training import next_token
 from puna.training.loop import compute_dtype
 from puna.workflow.stages.chats import ChatStage, tuning_chats
 from puna.workflow.stages.corpus import TRAIN, VALIDATION
-from puna.workflow.stages.training import Given, adapt, open_base, train_and_save
+from puna.workflow.stages.training import Given, adapt, open_base, sampled_files, train_and_save
 
 
 class SFTStage(ChatStage):
@@ -67,10 +67,9 @@ class SFTStage(ChatStage):
 def run_sft(config: SFTStage, given: Given, folder: Path) -> dict[str, Any]:
     """Tune the base model on chats, only the answers trained, and on replayed documents."""
     model, tokenizer = open_base(config, given)
-    sampled, replay = [], None
-    if config.from_sample:
-        best = given.earlier["sample"].folder / SFT_ROWS
-        sampled = [ChatSource(read_chats(best, "messages"), may_hold_out=True)]
+    replay = None
+    best = sampled_files(given, SFT_ROWS) if config.from_sample else []
+    sampled = [ChatSource(read_chats(path, "messages"), may_hold_out=True) for path in best]
     talks = _dialogues(tokenizer, config.row_length, given.data) if config.dialogue_repeats else []
     if config.replay and given.data:
         documents = read_documents(given.data / TRAIN)

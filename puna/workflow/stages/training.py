@@ -113,6 +113,15 @@ def open_base(config: FromModel, given: Given) -> tuple[Llama, Tokenizer]:
     return model, tokenizer
 
 
+def sampled_files(given: Given, name: str) -> list[Path]:
+    """The file of stages.sample with this name; none, and a warning, where it holds nothing."""
+    path = given.earlier["sample"].folder / name
+    if path.stat().st_size:
+        return [path]
+    given.events.emit("warning", text=f"{path.parent.name}/{name} is empty: no answer was kept")
+    return []
+
+
 def adapt(model: Llama, lora: LoraConfig | None, given: Given) -> None:
     """Put an adapter on the model where the stage asks for one, and say how large it is."""
     if lora is None:
