@@ -48,7 +48,7 @@ class Preferences:
 
 def run_dpo(config: DPOStage, given: Given, folder: Path) -> dict[str, Any]:
     """Teach preferences; the model it starts from, its adapter off, is the frozen reference."""
-    model, tokenizer = open_base(config, given)
+    model, tokenizer = open_base(config, given, config.lora)
     more = sampled_files(given, PAIRS) if config.from_sample else []
     pairs = read_stage_pairs(config, given, tokenizer, more)
     adapt(model, config.lora, given)
@@ -61,20 +61,24 @@ def run_dpo(config: DPOStage, given: Given, folder: Path) -> dict[str, Any]:
     before = _tell(given, folder.name, "before", at_first)
     rows = PairRows(pairs.train, reference, config.dpo)
     source = RowSource(rows, stable_seed(given.seed, "dpo"), config.loop)
+    after: list[Preferences | None] = []
+
+    def judge() -> None:
+        after.append(_tell(given, folder.name, "after", text_logprobs(model, pairs.held_out)))
+
     facts = train_and_save(
         model, tokenizer, DPOObjective(config.dpo), source, config.loop, config.row_length,
-        given.events, folder, base=given.base,
+        given.events, folder, base=given.base, trained=judge,
     )  # fmt: skip
     facts |= {"pairs": len(pairs.train)}
-    after = _tell(given, folder.name, "after", text_logprobs(model, pairs.held_out))
-    if before is None or after is None:
+    if before is None or after[0] is None:
         return facts
     return facts | {
         "held_out_pairs": len(pairs.held_out),
         "held_out_accuracy_before": before.accuracy,
-        "held_out_accuracy": after.accuracy,
+        "held_out_accuracy": after[0].accuracy,
         "held_out_margin_before": before.margin,
-        "held_out_margin": after.margin,
+        "held_out_margin": after[0].margin,
     }
 
 

@@ -89,7 +89,7 @@ def _method(config: OnlineStage, model: Llama) -> Method:
 def _run(
     config: OnlineStage, rollouts: RolloutConfig, given: Given, folder: Path
 ) -> dict[str, Any]:
-    model, tokenizer = open_base(config, given)
+    model, tokenizer = open_base(config, given, config.lora)
     scorer = open_scorer(config.reward, given, tokenizer)
     room = model.config.context - rollouts.max_new_tokens
     learned, kept = _sides(config, given)

@@ -36,7 +36,7 @@ class RewardStage(PairStage):
 
 def run_reward(config: RewardStage, given: Given, folder: Path) -> dict[str, Any]:
     """Train a reward model; with an adapter its head is trained too, and both are merged."""
-    policy, tokenizer = open_base(config, given)
+    policy, tokenizer = open_base(config, given, config.lora)
     pairs = read_stage_pairs(config, given, tokenizer)
     model = RewardModel.from_policy(policy)
     adapt(model, config.lora, given)
@@ -44,12 +44,17 @@ def run_reward(config: RewardStage, given: Given, folder: Path) -> dict[str, Any
     given.events.emit("note", text=f"{len(pairs.train):,} pairs")
     before = _tell(given, folder.name, "before", model, pairs.held_out)
     source = RowSource(RankedRows(pairs.train), stable_seed(given.seed, "reward"), config.loop)
+    judged: list[RewardReport | None] = []
+
+    def judge() -> None:
+        judged.append(_tell(given, folder.name, "after", model, pairs.held_out))
+
     facts = train_and_save(
         model, tokenizer, RewardObjective(config.reward), source, config.loop, config.row_length,
-        given.events, folder, save=save_reward_model,
+        given.events, folder, save=save_reward_model, trained=judge,
     )  # fmt: skip
     facts |= {"pairs": len(pairs.train)}
-    after = _tell(given, folder.name, "after", model, pairs.held_out)
+    after = judged[0]
     if before is None or after is None:
         return facts
     return facts | {

@@ -66,7 +66,7 @@ class SFTStage(ChatStage):
 
 def run_sft(config: SFTStage, given: Given, folder: Path) -> dict[str, Any]:
     """Tune the base model on chats, only the answers trained, and on replayed documents."""
-    model, tokenizer = open_base(config, given)
+    model, tokenizer = open_base(config, given, config.lora)
     replay = None
     best = sampled_files(given, SFT_ROWS) if config.from_sample else []
     sampled = [ChatSource(read_chats(path, "messages"), may_hold_out=True) for path in best]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
+
 from puna.core.config import Config
 from puna.core.devices import default_device
 from puna.core.errors import UsageError
@@ -17,6 +19,7 @@ from puna.formats import load_model, save_model
 from puna.formats.peft import save_adapter
 from puna.model import Llama, LoraConfig, add_lora, merge
 from puna.model.lora import lora_layers
+from puna.model.nf4 import NF4Linear
 from puna.parallel import here
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, train
@@ -105,9 +108,16 @@ def digest_of(path: Path) -> str:
     return sha256_folder(path) if path.is_dir() else sha256_file(path)
 
 
-def open_base(config: FromModel, given: Given) -> tuple[Llama, Tokenizer]:
-    """The model a stage starts from, on the device, with the chat format the stage asks for."""
-    model, tokenizer = load_model(given.base, device=default_device())
+def open_base(
+    config: FromModel, given: Given, lora: LoraConfig | None = None
+) -> tuple[Llama, Tokenizer]:
+    """The model a stage starts from, with the chat format the stage asks for.
+
+    It is on the device, but for weights that `adapt` makes smaller first: a GPU that holds those
+    may be too small for these.
+    """
+    smaller = lora is not None and lora.base != "kept"
+    model, tokenizer = load_model(given.base, device="cpu" if smaller else default_device())
     if config.chat_format != "auto":
         tokenizer = tokenizer.with_chat(FORMATS[config.chat_format])
     return model, tokenizer
@@ -127,6 +137,7 @@ def adapt(model: Llama, lora: LoraConfig | None, given: Given) -> None:
     if lora is None:
         return
     add_lora(model, lora, seed=given.seed)
+    model.to(default_device())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     given.events.emit("note", text=f"adapter: {trained:,} trained parameters")
 
@@ -144,6 +155,7 @@ def train_and_save(
     after_step: AfterStep | None = None,
     base: str | Path = "",
     save: Callable[[Path, Any, Tokenizer], None] = save_model,
+    trained: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train and leave ``model/``; of a model with an adapter also ``adapter/``, then merged.
 
@@ -154,6 +166,7 @@ def train_and_save(
         after_step: see `train`.
         base: what an adapter changes, to keep it; else it is merged only.
         save: writes the folder ``model/``.
+        trained: called after the last step, the adapter not merged yet.
     """
     stage, mesh = folder.name, here()
     checkpoints = mesh.on_first(lambda: folder / SCRATCH / "checkpoints")
@@ -168,6 +181,7 @@ def train_and_save(
         attended=row_length // 2,
         after_step=after_step,
     )
+    trained()
     return leave_model(model, tokenizer, progress, events, folder, base=base, save=save)
 
 
@@ -200,9 +214,15 @@ def _has_adapter(model: Llama) -> bool:
 
 
 def _merge_adapter(model: Llama, folder: Path, base: str, events: EventLog) -> dict[str, Any]:
-    """Keep the adapter in a folder of its own, where its base is named; add it to the weights."""
+    """Keep the adapter in a folder of its own, where its base is named; add it to the weights.
+
+    What was held in fewer bits is merged on CPU, and stays there: whole, it may not fit the device.
+    """
     if base:
         save_adapter(folder / ADAPTER, model, base)
+    held = next(lora_layers(model))[1].base
+    if isinstance(held, NF4Linear) or held.weight.dtype != torch.float32:
+        model.to("cpu")
     report = merge(model)
     events.emit("note", text=str(report))
     worst = report.worst

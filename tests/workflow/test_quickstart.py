@@ -1,0 +1,31 @@
+"""The quickstart made tiny: every stage runs, a judge and a model tuned on rewards come of it."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from puna.core.events import read_events
+from puna.workflow.run import run_recipe
+from puna.workflow.shipped import find_recipe
+from puna.workflow.shrink import shrunken
+
+NO_NETWORK = (
+    "stages.data.corpus.sources={python-reference: {max_chars: 20000}}",
+    "stages.sft.dialogue_repeats=0",
+    "kinds={addition: 1, position: 1}",
+)
+
+
+def test_the_quickstart_goes_from_text_to_rewards(tmp_path: Path) -> None:
+    tiny = shrunken(find_recipe("quickstart").load([*NO_NETWORK]), tmp_path)
+    summary = run_recipe(tiny, tmp_path, Console(file=io.StringIO()))
+    assert list(summary["evaluation"]) == ["untrained", "pretrain", "sft", "dpo", "ppo"]
+    assert summary["model"] == "ppo/model"
+    assert 0 <= summary["stages"]["ppo"]["held_out_reward"] <= 1
+    assert 0 <= summary["stages"]["reward"]["held_out_accuracy"] <= 1
+    folder = tmp_path / tiny.name
+    assert (folder / "reward" / "model" / "config.json").exists()
+    rows = [e for e in read_events(folder / "events.jsonl") if e["kind"] == "rollout"]
+    assert [row["stage"] for row in rows] == ["ppo"]
+    assert "Rollouts of ppo" in (folder / "report.html").read_text()
