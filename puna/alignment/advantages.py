@@ -62,7 +62,7 @@ def gae(
         bootstrap_b: value of the state after the last token, for answers cut off; 0 by default.
     """
     advantages = torch.zeros_like(rewards_bt)
-    next_value = _start(rewards_bt, bootstrap_b)
+    next_value = torch.zeros_like(rewards_bt[:, 0]) if bootstrap_b is None else bootstrap_b
     later = torch.zeros_like(next_value)
     for t in reversed(range(rewards_bt.shape[1])):
         chosen = mask_bt[:, t]
@@ -103,7 +103,3 @@ def leave_one_out_advantages(rewards_pk: Tensor) -> Tensor:
     """
     n_answers = rewards_pk.shape[1]
     return (rewards_pk - rewards_pk.mean(1, keepdim=True)) * (n_answers / (n_answers - 1))
-
-
-def _start(rewards_bt: Tensor, bootstrap_b: Tensor | None) -> Tensor:
-    return torch.zeros_like(rewards_bt[:, 0]) if bootstrap_b is None else bootstrap_b
