@@ -84,7 +84,7 @@ def training_steps(events: Iterable[Event], kind: str = "train_step") -> dict[st
                 starting.discard(stage)
                 steps[stage] = []
             steps.setdefault(stage, []).append(event)
-    return steps
+    return {stage: found for stage, found in steps.items() if found}
 
 
 def smooth(values: Sequence[float], reach: int) -> list[float]:

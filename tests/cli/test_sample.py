@@ -56,7 +56,7 @@ def test_the_best_answers_are_kept_and_what_to_do_with_them_is_said(
         (("--data", "none.jsonl", "--reward", LAST_NUMBER), "no such file or folder: none.jsonl"),
         (("--data", "{asked}", "--reward", "no_such:thing"), "no module 'no_such'"),
         (("--data", "{asked}", "--reward", "nowhere"), "is no folder of a reward model"),
-        (("--data", "{asked}", "--reward", "reward"), "add that stage"),
+        (("--data", "{asked}", "--reward", "reward"), "is the model of stages.reward: add it"),
         (("--data", "{asked}", "--reward", LAST_NUMBER, "--answers", "1"), "answers"),
         (("--data", "{asked}", "--reward", LAST_NUMBER, "--temperature", "0"), "temperature"),
     ],
