@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import small_model
 from transformers import AutoModelForSequenceClassification
 
 from puna.alignment import RewardModel, encode_pair
@@ -13,11 +14,8 @@ from puna.alignment.reward import score_comparisons
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.data import read_pairs
-from puna.data.generators import generate_chats
 from puna.formats import load_model, save_model
 from puna.formats.peft import load_adapter
-from puna.model import Llama, LlamaConfig
-from puna.tokenizer import Tokenizer
 from puna.training import checkpoint
 from puna.workflow.stages.corpus import exercises
 from puna.workflow.stages.dpo import DPOStage, run_dpo
@@ -31,12 +29,7 @@ STAGES = {"dpo": (DPOStage, run_dpo), "reward": (RewardStage, run_reward)}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [m.content for chat in generate_chats(0, 50, ()) for m in chat.messages]
-    tokenizer = Tokenizer.train(texts, 300, n_special=16)
-    fields = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 48}
-    fields |= {"vocab_size": tokenizer.vocab_size, "context": 256}
-    model = Llama(LlamaConfig.parse(fields, where="test"))
-    model.init_weights(seed=2)
+    model, tokenizer = small_model(2, ffn_dim=48)
     folder = tmp_path_factory.mktemp("models") / "base"
     save_model(folder, model, tokenizer)
     return folder

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import chats_file, small_model
 
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.data import PackedRows, write_tokens
-from puna.data.generators import generate_chats
 from puna.evaluation.scoring import summed_logprobs
 from puna.formats import load_model, save_model
 from puna.formats.peft import load_adapter
 from puna.inference import Engine, Request, Sampling, generate
-from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
-from puna.tokenizer import Message, Tokenizer
+from puna.model import LoraConfig, add_lora
+from puna.tokenizer import Message
 from puna.training import loop as training_loop
 from puna.workflow.stages.corpus import exercises
 from puna.workflow.stages.sft import SFTStage, run_sft
@@ -28,12 +28,7 @@ LOOP = {"steps": 12, "batch_rows": 4, "learning_rate": 3e-3, "checkpoint_every":
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [m.content for chat in generate_chats(0, 50, ()) for m in chat.messages]
-    tokenizer = Tokenizer.train(texts, 300, n_special=16)
-    fields = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 48}
-    fields |= {"vocab_size": tokenizer.vocab_size, "context": 256}
-    model = Llama(LlamaConfig.parse(fields, where="test"))
-    model.init_weights(seed=2)
+    model, tokenizer = small_model(2, ffn_dim=48)
     folder = tmp_path_factory.mktemp("models") / "base"
     save_model(folder, model, tokenizer)
     return folder
@@ -41,18 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Is {n} big?"},
-                {"role": "assistant", "content": f"No: {n} is small."},
-            ]
-        }
-        for n in range(60)
-    ]
-    path = tmp_path / "my.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return chats_file(tmp_path)
 
 
 def tune(base: Path, folder: Path, **fields: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
