@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from puna.inference import Delta, TokenLogprob
-from puna.serving.guard import Verdict
+from puna.safety import Verdict
 from puna.tokenizer import CallParser, Tokenizer
 from puna.tokenizer.tools import Arguments, CallStart, Piece, Text
 

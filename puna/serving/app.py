@@ -8,12 +8,12 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from puna import __version__
+from puna.safety import Safeguard
 from puna.serving import chat, completions, embeddings, responses, tokens
 from puna.serving.auth import KeyRing
 from puna.serving.config import ServeConfig
 from puna.serving.errors import RESPONSES, install_handlers
 from puna.serving.gate import Gate
-from puna.serving.guard import Safeguard
 from puna.serving.hub import Hub
 from puna.serving.operations import adapters_router, figures_router, probes
 from puna.serving.page import page_router

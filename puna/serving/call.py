@@ -16,9 +16,10 @@ from torch import Tensor
 from puna.core.errors import UsageError
 from puna.inference import Delta, Request, check_fits
 from puna.inference.worker import Answer
+from puna.safety import Safeguard, Subject, Verdict
 from puna.serving.auth import Holder
 from puna.serving.errors import ApiError, as_api_error, server_error
-from puna.serving.guard import Filtered, Safeguard, Subject, Verdict
+from puna.serving.guard import Filtered
 from puna.serving.hub import Hub, Served
 from puna.serving.logs import log
 from puna.serving.record import Measure, Record

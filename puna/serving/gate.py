@@ -14,12 +14,12 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from puna.safety import Safeguard
 from puna.serving.auth import KeyRing
 from puna.serving.body import Disconnected, discard_body, read_body
 from puna.serving.call import Call
 from puna.serving.config import ServeConfig, is_loopback
 from puna.serving.errors import ApiError, server_error
-from puna.serving.guard import Safeguard
 from puna.serving.hub import Hub
 from puna.serving.logs import log
 from puna.serving.reply import Reply

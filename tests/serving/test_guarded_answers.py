@@ -10,7 +10,7 @@ from serving_helpers import Serve
 
 from puna.inference import Engine, EngineConfig
 from puna.serving import Hub, ServeConfig, create_app
-from puna.serving.guard import OutputFilter, Subject, Verdict
+from puna.safety import OutputFilter, Subject, Verdict
 
 pytest_plugins = ["protocol_fixtures"]
 HELLO: list[Any] = [{"role": "user", "content": "Hello!"}]
