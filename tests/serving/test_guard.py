@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from serving_helpers import Serve, router, wait_until
 
 from puna.inference import Delta, Engine, TokenLogprob
-from puna.serving import Hub, ServeConfig, create_app
 from puna.safety import OutputFilter, Subject, Verdict
+from puna.serving import Hub, ServeConfig, create_app
 from puna.serving.guard import Filtered
 
 ASK = {"prompt": [1, 2, 3], "max_tokens": 40}

@@ -9,8 +9,8 @@ from protocol_api import MODEL, Api
 from serving_helpers import Serve
 
 from puna.inference import Engine, EngineConfig
-from puna.serving import Hub, ServeConfig, create_app
 from puna.safety import OutputFilter, Subject, Verdict
+from puna.serving import Hub, ServeConfig, create_app
 
 pytest_plugins = ["protocol_fixtures"]
 HELLO: list[Any] = [{"role": "user", "content": "Hello!"}]
