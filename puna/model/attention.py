@@ -1,15 +1,23 @@
 """Grouped-query attention: each key/value head serves several query heads."""
 
+from typing import TYPE_CHECKING, Union
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.model.cache import LayerCache
 from puna.model.config import LlamaConfig
+from puna.model.flex import block_mask, flex_attention
 from puna.model.linear import Linear
 from puna.model.rope import apply_rope
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
 PLAIN_POSITIONS = 512
+Mask = Union[Tensor, "BlockMask"]
+"""(batch, 1, time, span), True = may attend, or what is added to the scores; or FlexAttention's."""
 
 
 def document_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> Tensor:
@@ -24,6 +32,12 @@ def document_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> Te
     if prefixes_bt is not None:
         seen |= prefixes_bt[:, :, None] == documents_bt[:, None, :]
     return (seen & causal)[:, None]
+
+
+def packed_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> Mask:
+    """`document_mask` in the form that attention is fast with here."""
+    make = block_mask if documents_bt.is_cuda else document_mask
+    return make(documents_bt, prefixes_bt)
 
 
 def plain_is_faster(x_btd: Tensor) -> bool:
@@ -56,14 +70,16 @@ def _plain_attention(
 
 
 def grouped_attention(
-    queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor, mask: Tensor | None
+    queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor, mask: Mask | None
 ) -> Tensor:
     """Attention of h query heads over g key/value heads: (batch, h, time, head_dim).
 
-    ``mask`` (batch, 1, time, span), True = may attend; None means causal; one that is additive
-    takes the plain way. SDPA groups the heads itself where that is faster; CUDA's kernels that
-    take a mask do not group, so there the key/value heads are repeated.
+    ``mask`` None means causal; one that is additive takes the plain way. SDPA groups the heads
+    itself where that is faster; CUDA's kernels that take a matrix as mask do not group, so there
+    the key/value heads are repeated.
     """
+    if mask is not None and not isinstance(mask, Tensor):
+        return flex_attention(queries_bhtd, keys_bgtd, values_bgtd, mask)
     if mask is not None and mask.is_floating_point():
         return _plain_attention(queries_bhtd, keys_bgtd, values_bgtd, mask)
     group = queries_bhtd.shape[1] // keys_bgtd.shape[1]
@@ -106,7 +122,7 @@ class Attention(nn.Module):
         x_btd: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: LayerCache | None,
     ) -> Tensor:
         mixed = self.mix(*self.project(x_btd), cos, sin, mask, cache)
@@ -119,7 +135,7 @@ class Attention(nn.Module):
         values_btd: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: LayerCache | None,
     ) -> Tensor:
         """What the heads read, side by side: (batch, time, n_heads * head_dim)."""

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from puna.core.errors import UsageError
-from puna.model.attention import Attention, additive, document_mask, plain_is_faster
+from puna.model.attention import (
+    Attention,
+    Mask,
+    additive,
+    document_mask,
+    packed_mask,
+    plain_is_faster,
+)
 from puna.model.cache import Cache, LayerCache
 from puna.model.config import LlamaConfig
 from puna.model.linear import Linear, RMSNorm
@@ -59,7 +66,7 @@ class Block(nn.Module):
         x_btd: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: LayerCache | None,
     ) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x_btd), cos, sin, mask, cache)
@@ -165,11 +172,12 @@ class Llama(nn.Module):
             )
         if positions_bt is None:
             positions_bt = torch.arange(length, device=ids_bt.device).expand_as(ids_bt)
-        mask = None if documents_bt is None else document_mask(documents_bt, prefixes_bt)
+        mask = None if documents_bt is None else packed_mask(documents_bt, prefixes_bt)
         x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
         if cache is None and plain_is_faster(x_btd):
-            one_document = torch.zeros_like(ids_bt[:1])
-            mask = additive(document_mask(one_document) if mask is None else mask, x_btd.dtype)
+            seen = document_mask(torch.zeros_like(ids_bt[:1])) if mask is None else mask
+            assert isinstance(seen, Tensor)
+            mask = additive(seen, x_btd.dtype)
         cos, sin = self.rope(positions_bt)
         layers = repeat(None, self.config.n_layers) if cache is None else cache.layers
         recompute = self.recompute if cache is None and torch.is_grad_enabled() else None

@@ -1,10 +1,13 @@
 """The head and its loss in chunks, so logits of shape (tokens, vocabulary) never exist at once.
 
 Chunks of tokens pass through head, softmax and loss one after the other; what is kept is a few
-numbers per token. Peak memory of the logits is `CHUNK_BYTES`, whatever the batch.
+numbers per token. On CPU the logits of a chunk take `CHUNK_BYTES`, whatever the batch. A GPU needs
+longer products to be busy: there a chunk is a 24th of the tokens, and softmax, loss and gradient
+are one compiled kernel that reads the logits as the product made them.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,12 +16,17 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 * 1024**2
 STRIPE = 8192  # rows of the head's gradient made at once
+GPU_CHUNKS = 24  # logits and their gradient in bf16: 1/24 of what all logits take in fp32
+GPU_ROWS = (256, 2048)  # of a chunk on a GPU, at least and at most
 IGNORED = -100  # label of a position without a target
 
 
-def _chunks(n_tokens: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of the tokens whose logits take at most `CHUNK_BYTES` in fp32."""
-    size = max(1, CHUNK_BYTES // (4 * vocab_size))
+def _chunks(n_tokens: int, weight_vd: Tensor) -> Iterator[slice]:
+    """Slices of the tokens whose logits are made at once."""
+    if weight_vd.is_cuda:
+        size = min(max(n_tokens // GPU_CHUNKS, GPU_ROWS[0]), GPU_ROWS[1])
+    else:
+        size = max(1, CHUNK_BYTES // (4 * len(weight_vd)))
     return (slice(start, start + size) for start in range(0, n_tokens, size))
 
 
@@ -40,6 +48,56 @@ def _minus_target(softmax_nv: Tensor, labels_n: Tensor) -> Tensor:
     return softmax_nv.scatter_add_(1, labels_n[:, None], target[:, None])
 
 
+def _read_once(logits_nv: Tensor, labels_n: Tensor) -> Tensor:
+    """Log-probability of each label (n,); to be compiled into one kernel."""
+    wide = logits_nv.float()
+    at_label = wide.gather(1, labels_n[:, None]).squeeze(1)
+    return at_label - wide.logsumexp(1)
+
+
+def _read_twice(
+    logits_nv: Tensor, labels_n: Tensor, scale_n: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`_read_once` and the gradient of cross-entropy, by scale; to be compiled into two kernels."""
+    wide = logits_nv.float()
+    total = wide.logsumexp(1)
+    at_label = wide.gather(1, labels_n[:, None]).squeeze(1)
+    places = torch.arange(wide.shape[1], device=wide.device)
+    gradient = (wide - total[:, None]).exp() - (places == labels_n[:, None]).float()
+    if scale_n is not None:
+        gradient = gradient * scale_n[:, None]
+    return at_label - total, gradient.to(logits_nv.dtype)
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function)
+
+
+def _logprobs(hidden_nd: Tensor, cast_vd: Tensor, labels_n: Tensor) -> Tensor:
+    """Log-probability of each label (n,), fp32."""
+    if hidden_nd.is_cuda:
+        logprobs_n: Tensor = _compiled(_read_once)(F.linear(hidden_nd, cast_vd), labels_n)
+        return logprobs_n
+    return _softmax_in_place(F.linear(hidden_nd, cast_vd).float(), labels_n)
+
+
+def _with_gradient(
+    hidden_nd: Tensor, cast_vd: Tensor, labels_n: Tensor, scale_n: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`_logprobs`, and cross-entropy's gradient in the logits, each row times its scale."""
+    if hidden_nd.is_cuda:
+        logits = F.linear(hidden_nd, cast_vd)
+        made: tuple[Tensor, Tensor] = _compiled(_read_twice)(logits, labels_n, scale_n)
+        return made
+    softmax = F.linear(hidden_nd, cast_vd).float()
+    logprobs_n = _softmax_in_place(softmax, labels_n)
+    gradient = _minus_target(softmax, labels_n)
+    if scale_n is not None:
+        gradient.mul_(scale_n[:, None])
+    return logprobs_n, gradient.to(hidden_nd.dtype)
+
+
 class _SummedLoss(torch.autograd.Function):
     """Sum of cross-entropies; gradients are made in the forward pass, chunk by chunk."""
 
@@ -50,14 +108,14 @@ class _SummedLoss(torch.autograd.Function):
         of_hidden, of_weight, _ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden_nd) if of_hidden else None
         weight_grad = torch.zeros_like(weight_vd) if of_weight else None
-        for part in _chunks(len(labels_n), len(weight_vd)):
-            logits = F.linear(hidden_nd[part], cast).float()
-            total -= _softmax_in_place(logits, labels_n[part]).sum()
-            if of_hidden or of_weight:
-                gradient = _minus_target(logits, labels_n[part]).to(hidden_nd.dtype)
-                _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
-                del gradient
-            del logits  # before those of the next chunk are made
+        for part in _chunks(len(labels_n), weight_vd):
+            if not (of_hidden or of_weight):
+                total -= _logprobs(hidden_nd[part], cast, labels_n[part]).sum()
+                continue
+            logprobs, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part])
+            total -= logprobs.sum()
+            _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
+            del gradient  # before that of the next chunk is made
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
@@ -87,7 +145,10 @@ def _spread(
     """
     if hidden_grad is not None:
         torch.mm(gradient_nv, cast_vd, out=hidden_grad[part])
-    if weight_grad is not None:
+    if weight_grad is not None and weight_grad.is_cuda and gradient_nv.dtype == torch.bfloat16:
+        rows_vn, seen = gradient_nv.T, hidden_nd[part]  # a GPU adds up in fp32 as it multiplies
+        torch.addmm(weight_grad, rows_vn, seen, out_dtype=torch.float32, out=weight_grad)
+    elif weight_grad is not None:
         for start in range(0, len(weight_grad), STRIPE):
             rows = slice(start, start + STRIPE)
             weight_grad[rows] += gradient_nv[:, rows].T @ hidden_nd[part]
@@ -119,9 +180,8 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
         cast = weight_vd.to(hidden_nd.dtype)
         logprobs = torch.empty(len(labels_n), device=hidden_nd.device)
-        for part in _chunks(len(labels_n), len(weight_vd)):
-            logits = F.linear(hidden_nd[part], cast).float()
-            logprobs[part] = _softmax_in_place(logits, labels_n[part])
+        for part in _chunks(len(labels_n), weight_vd):
+            logprobs[part] = _logprobs(hidden_nd[part], cast, labels_n[part])
         ctx.save_for_backward(hidden_nd, weight_vd, labels_n)
         return logprobs
 
@@ -131,11 +191,10 @@ class _TokenLogprobs(torch.autograd.Function):
         cast = weight_vd.to(hidden_nd.dtype)
         hidden_grad = torch.empty_like(hidden_nd) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight_vd) if ctx.needs_input_grad[1] else None
-        for part in _chunks(len(labels_n), len(weight_vd)):
-            logits = F.linear(hidden_nd[part], cast).float()
-            _softmax_in_place(logits, labels_n[part])
-            gradient = _minus_target(logits, labels_n[part]).mul_(-grad_n[part, None])
-            _spread(gradient.to(hidden_nd.dtype), cast, hidden_nd, part, hidden_grad, weight_grad)
+        for part in _chunks(len(labels_n), weight_vd):
+            _, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part], -grad_n[part])
+            _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
+            del gradient
         return hidden_grad, weight_grad, None
 
 

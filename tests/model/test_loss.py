@@ -95,3 +95,14 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(
         else:
             (one,) = torch.autograd.grad(compute(hidden.detach(), weight), weight)
             assert torch.equal(one, both[1])
+
+
+def test_what_a_gpu_compiles_equals_what_a_cpu_does_in_place(problem: Problem) -> None:
+    hidden, weight, labels = (tensor.detach() for tensor in problem)
+    rows, target = hidden.flatten(0, 1), labels.flatten().clamp(min=0)
+    scale = torch.linspace(-1, 1, len(target))
+    logprobs, gradient = loss._with_gradient(rows, weight, target, scale)
+    found, its_gradient = loss._read_twice(rows @ weight.T, target, scale)
+    assert torch.allclose(found, logprobs, atol=1e-5)
+    assert torch.allclose(its_gradient, gradient, atol=1e-6)
+    assert torch.allclose(loss._read_once(rows @ weight.T, target), logprobs, atol=1e-5)

@@ -1,0 +1,51 @@
+"""Attention of packed documents on a GPU, by FlexAttention: blocks nobody attends to are skipped.
+
+It is compiled for the mask at hand. Nothing of it is imported before the first call, since that
+takes a second which a CPU never gets back.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+def block_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> "BlockMask":
+    """`puna.model.attention.document_mask` in blocks of 128 x 128 positions."""
+
+    def attends(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = documents_bt[b, query] == documents_bt[b, key]
+        if prefixes_bt is not None:
+            seen = seen | (prefixes_bt[b, query] == documents_bt[b, key])
+        return seen & (query >= key)
+
+    batch, time = documents_bt.shape
+    mask: BlockMask = _compiled("create_block_mask")(
+        attends, batch, None, time, time, device=documents_bt.device
+    )
+    return mask
+
+
+def flex_attention(
+    queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor, mask: "BlockMask"
+) -> Tensor:
+    """As `puna.model.attention.grouped_attention`."""
+    mixed: Tensor = _compiled("flex_attention")(
+        queries_bhtd,
+        keys_bgtd,
+        values_bgtd,
+        block_mask=mask,
+        enable_gqa=queries_bhtd.shape[1] > keys_bgtd.shape[1],
+    )
+    return mixed
+
+
+@cache
+def _compiled(name: str) -> Any:
+    from torch.nn.attention import flex_attention as flex
+
+    return torch.compile(getattr(flex, name))
