@@ -206,6 +206,26 @@ class PagedStore:
         )
         return positions[:, None], self._seen(view)
 
+    def next_of(self, positions_b1: Tensor, table_bn: Tensor) -> PagedBatch:
+        """The view for one new token of each row, from tensors alone: nothing comes from the host.
+
+        Args:
+            positions_b1: of the new tokens.
+            table_bn: the pages of each row; positions behind its new one are not read.
+        """
+        positions, size = positions_b1[:, 0], self.page_size
+        places = torch.arange(table_bn.shape[1] * size, device=self.device)
+        view = PagedView(
+            pages=table_bn.gather(1, positions_b1 // size)[:, 0],
+            offsets=positions % size,
+            table=table_bn,
+            lengths=positions + 1,
+            mask=(places <= positions_b1)[:, None, None],
+            before=0,
+            attend_one=None,
+        )
+        return self._seen(view)
+
     def _seen(self, view: PagedView) -> PagedBatch:
         return PagedBatch([PagedLayer(*stores, view) for stores in self._layers])
 

@@ -10,6 +10,7 @@ from puna.inference.adapters import Adapters
 from puna.inference.blocks import OneRow, compiled_blocks
 from puna.inference.cache import PagedStore
 from puna.inference.compiled import CompiledAttention, CompiledHead
+from puna.inference.graphs import GraphedDecoding
 from puna.inference.rotation import unrotated_hidden
 from puna.inference.weights import Weights, compute_dtype, ready_for_inference
 from puna.model import Llama
@@ -23,7 +24,7 @@ class Runner:
         weights: their format.
         n_pages, page_size: size of the cache.
         cache_dtype: of keys and values; None is that of the activations.
-        compiled: whether decoding is compiled.
+        compiled: whether decoding is compiled, and on a GPU replayed as graphs.
         several: whether to compile for several rows or positions at once too, which takes longer.
         packed_copy: see `puna.inference.weights.Dense`.
     """
@@ -44,10 +45,10 @@ class Runner:
         self._dtype = compute_dtype(weights)
         on_cpu = model.device.type == "cpu"
         self._compiled = compiled and on_cpu
+        self._graphed = compiled and model.device.type == "cuda"
         self._several = several
         self._packed_copy = packed_copy and on_cpu
         self.adapters = Adapters()
-        self.load(model)
         dtype = cache_dtype or self._dtype
         self.store = PagedStore(
             model.config,
@@ -58,6 +59,7 @@ class Runner:
             attend_one=CompiledAttention() if self._compiled else None,
         )
         self.cache_bytes_per_token = PagedStore.bytes_per_token(model.config, dtype)
+        self.load(model)
 
     def load(self, model: Llama) -> None:
         """Take over the weights of ``model``."""
@@ -74,6 +76,7 @@ class Runner:
             self.head = CompiledHead(head)
             if self._several:
                 twin.model.layers = compiled_blocks(twin.model.layers, facts)
+        self._graphs = GraphedDecoding(twin, self.store) if self._graphed else None
 
     @property
     def weight_bytes(self) -> int:
@@ -91,6 +94,8 @@ class Runner:
     ) -> Tensor:
         """Final hidden states (batch, time, dim) of each row's new tokens, padded at the end."""
         counts = [len(row) for row in tokens]
+        if self._graphs is not None and max(counts) == 1 and not self.adapters.in_use:
+            return self._graphs([row[0] for row in tokens], pages, starts)
         positions, cache = self.store.batch(pages, starts, counts, self._dtype)
         if counts == [1] and self._one_row is not None and not self.adapters.in_use:
             x = self.model.model.embed_tokens.weight[tokens[0][0]].view(1, 1, -1)

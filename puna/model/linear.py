@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Linear(nn.Module):
+class Linear(nn.Linear):
     """A matrix product without bias, in the data type of its input.
 
     The weight keeps its own data type (fp32 while training) and is cast where it is used, so bf16
@@ -13,8 +13,10 @@ class Linear(nn.Module):
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leave the weight as it is: loading or `Llama.init_weights` replaces it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))

@@ -129,17 +129,17 @@ class Llama(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the blocks: all share one graph, so the cost is that of a single block."""
-        for block in self.model.layers:
+        for block in self.model.layers.children():
             block.compile()
 
     @property
     def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Data type of activations."""
-        return self.compute_dtype or self.model.embed_tokens.weight.dtype
+        return self.compute_dtype or next(self.parameters()).dtype
 
     def head_weight(self) -> Tensor:
         """Weight of the head: (vocab_size, dim); the embedding itself when tied."""
@@ -179,10 +179,11 @@ class Llama(nn.Module):
             assert isinstance(seen, Tensor)
             mask = additive(seen, x_btd.dtype)
         cos, sin = self.rope(positions_bt)
-        layers = repeat(None, self.config.n_layers) if cache is None else cache.layers
+        layers = repeat(None) if cache is None else cache.layers
         recompute = self.recompute if cache is None and torch.is_grad_enabled() else None
-        for number, (block, layer) in enumerate(zip(self.model.layers, layers, strict=True)):
-            run = block if recompute is None else recompute.wrap(number, block)
+        blocks = self.model.layers.named_children()  # some of them, in a stage of a pipeline
+        for (number, block), layer in zip(blocks, layers, strict=False):
+            run = block if recompute is None else recompute.wrap(int(number), block)
             x_btd = run(x_btd, cos, sin, mask, layer)
         return self.model.norm(x_btd)
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from puna.model.vocabulary import VocabularyShard, gathered
+
 CHUNK_BYTES = 64 * 1024**2
 STRIPE = 8192  # rows of the head's gradient made at once
 GPU_CHUNKS = 24  # logits and their gradient in bf16: 1/24 of what all logits take in fp32
@@ -74,8 +76,12 @@ def _compiled(function: Any) -> Any:
     return torch.compile(function)
 
 
-def _logprobs(hidden_nd: Tensor, cast_vd: Tensor, labels_n: Tensor) -> Tensor:
+def _logprobs(
+    hidden_nd: Tensor, cast_vd: Tensor, labels_n: Tensor, shard: VocabularyShard | None
+) -> Tensor:
     """Log-probability of each label (n,), fp32."""
+    if shard is not None:
+        return shard.logprobs(F.linear(hidden_nd, cast_vd), labels_n)
     if hidden_nd.is_cuda:
         logprobs_n: Tensor = _compiled(_read_once)(F.linear(hidden_nd, cast_vd), labels_n)
         return logprobs_n
@@ -83,9 +89,15 @@ def _logprobs(hidden_nd: Tensor, cast_vd: Tensor, labels_n: Tensor) -> Tensor:
 
 
 def _with_gradient(
-    hidden_nd: Tensor, cast_vd: Tensor, labels_n: Tensor, scale_n: Tensor | None = None
+    hidden_nd: Tensor,
+    cast_vd: Tensor,
+    labels_n: Tensor,
+    shard: VocabularyShard | None,
+    scale_n: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`_logprobs`, and cross-entropy's gradient in the logits, each row times its scale."""
+    if shard is not None:
+        return shard.with_gradient(F.linear(hidden_nd, cast_vd), labels_n, scale_n)
     if hidden_nd.is_cuda:
         logits = F.linear(hidden_nd, cast_vd)
         made: tuple[Tensor, Tensor] = _compiled(_read_twice)(logits, labels_n, scale_n)
@@ -102,17 +114,23 @@ class _SummedLoss(torch.autograd.Function):
     """Sum of cross-entropies; gradients are made in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_nd: Tensor,
+        weight_vd: Tensor,
+        labels_n: Tensor,
+        shard: VocabularyShard | None,
+    ) -> Tensor:
         cast = weight_vd.to(hidden_nd.dtype)
         total = torch.zeros((), device=hidden_nd.device)
-        of_hidden, of_weight, _ = ctx.needs_input_grad
+        of_hidden, of_weight, *_ = ctx.needs_input_grad
         hidden_grad = torch.empty_like(hidden_nd) if of_hidden else None
         weight_grad = torch.zeros_like(weight_vd) if of_weight else None
         for part in _chunks(len(labels_n), weight_vd):
             if not (of_hidden or of_weight):
-                total -= _logprobs(hidden_nd[part], cast, labels_n[part]).sum()
+                total -= _logprobs(hidden_nd[part], cast, labels_n[part], shard).sum()
                 continue
-            logprobs, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part])
+            logprobs, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part], shard)
             total -= logprobs.sum()
             _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
             del gradient  # before that of the next chunk is made
@@ -120,14 +138,14 @@ class _SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         made: tuple[Tensor | None, Tensor | None] = ctx.saved_tensors
         if bool(grad == 1):
-            return *made, None
+            return *made, None, None
         hidden_grad, weight_grad = (
             None if each is None else each * grad.to(each.dtype) for each in made
         )
-        return hidden_grad, weight_grad, None
+        return hidden_grad, weight_grad, None, None
 
 
 def _spread(
@@ -161,15 +179,16 @@ def cross_entropy_sum(
 
     Args:
         hidden_btd: final hidden states, any floating type.
-        weight_vd: the head's weight.
+        weight_vd: the head's weight; its rows may be spread over processes (DTensor).
         labels_bt: target ids; `IGNORED` where there is none.
 
     Returns:
         The sum in nats (fp32 scalar, differentiable) and the count.
     """
+    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
     kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
     hidden_nd = hidden_btd.flatten(0, 1).index_select(0, kept)
-    loss: Tensor = _SummedLoss.apply(hidden_nd, weight_vd, labels_bt.flatten()[kept])
+    loss: Tensor = _SummedLoss.apply(hidden_nd, weight_vd, labels_bt.flatten()[kept], shard)
     return loss, len(kept)
 
 
@@ -177,25 +196,34 @@ class _TokenLogprobs(torch.autograd.Function):
     """Log-probability of each label; the backward pass computes the logits anew."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, labels_n: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_nd: Tensor,
+        weight_vd: Tensor,
+        labels_n: Tensor,
+        shard: VocabularyShard | None,
+    ) -> Tensor:
         cast = weight_vd.to(hidden_nd.dtype)
         logprobs = torch.empty(len(labels_n), device=hidden_nd.device)
         for part in _chunks(len(labels_n), weight_vd):
-            logprobs[part] = _logprobs(hidden_nd[part], cast, labels_n[part])
+            logprobs[part] = _logprobs(hidden_nd[part], cast, labels_n[part], shard)
         ctx.save_for_backward(hidden_nd, weight_vd, labels_n)
+        ctx.shard = shard
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_nd, weight_vd, labels_n = ctx.saved_tensors
         cast = weight_vd.to(hidden_nd.dtype)
         hidden_grad = torch.empty_like(hidden_nd) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight_vd) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(labels_n), weight_vd):
-            _, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part], -grad_n[part])
+            _, gradient = _with_gradient(
+                hidden_nd[part], cast, labels_n[part], ctx.shard, -grad_n[part]
+            )
             _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
             del gradient
-        return hidden_grad, weight_grad, None
+        return hidden_grad, weight_grad, None, None
 
 
 def token_logprobs(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> Tensor:
@@ -203,8 +231,10 @@ def token_logprobs(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> 
 
     Differentiable in the hidden states and the weight, for losses that are not a plain sum.
     """
+    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
     kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
     hidden_nd = hidden_btd.flatten(0, 1).index_select(0, kept)
-    logprobs_n: Tensor = _TokenLogprobs.apply(hidden_nd, weight_vd, labels_bt.flatten()[kept])
+    labels_n = labels_bt.flatten()[kept]
+    logprobs_n: Tensor = _TokenLogprobs.apply(hidden_nd, weight_vd, labels_n, shard)
     flat = torch.zeros(labels_bt.numel(), device=hidden_btd.device)
     return flat.index_copy(0, kept, logprobs_n).view(labels_bt.shape)

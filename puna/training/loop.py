@@ -22,6 +22,7 @@ from puna.core.events import EventLog
 from puna.core.random import stable_seed
 from puna.data import Share
 from puna.model import Llama
+from puna.model.float8 import FORWARD, set_float8
 from puna.model.recompute import Recompute
 from puna.parallel import Mesh, here
 from puna.training import checkpoint
@@ -78,7 +79,9 @@ class _Window:
 
 def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
     """Data type of activations under ``config.precision`` on this device."""
-    if config.precision == "bf16" or (config.precision == "auto" and fast_bf16(device.type)):
+    if config.precision in ("bf16", "float8") or (
+        config.precision == "auto" and fast_bf16(device.type)
+    ):
         return torch.bfloat16
     return torch.float32
 
@@ -154,7 +157,10 @@ def train(
     mesh = here()
     events = events if mesh.is_first else EventLog()
     dtype = compute_dtype(config, model.device)
-    peak = peak_flops(model.device.type, dtype)  # draws numbers, so before they are restored
+    float8 = config.precision == "float8"
+    peak = peak_flops(
+        model.device.type, FORWARD if float8 else dtype
+    )  # draws numbers, so before they are restored
     trained = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
     torch.manual_seed(stable_seed("train", stage))  # of dropout: the same run anywhere
     updates = updates_of(trained, config, mesh)
@@ -164,6 +170,7 @@ def train(
     flops_per_token = model.config.flops_per_token(attended)
     window = _Window()
     model.compute_dtype = dtype
+    set_float8(model.model.layers, on=float8)
     if config.compile:
         model.compile_blocks()
     model.recompute = recompute_of(config)
@@ -213,6 +220,7 @@ def train(
             "run the same command to go on"
         )
     model.compute_dtype = model.recompute = None
+    set_float8(model.model.layers, on=False)
     return at
 
 

@@ -7,7 +7,6 @@ from torch.nn.attention import flex_attention as flex
 from puna.model import Llama, LlamaConfig, attention
 from puna.model import flex as ours
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 
 
