@@ -1,0 +1,118 @@
+"""One piece of code as it grows: what of each line is code, and in which language."""
+
+import re
+from collections.abc import Callable
+
+from puna.safety.shield.guess import Guess
+from puna.safety.shield.tags import language_of_path
+
+Errors = Callable[[str, str], float]
+
+_GUESSED_LINES = 40  # the guess of a language is made again with each of so many first lines
+_LINE = 400  # characters of a line that a guess looks at
+
+_QUOTE = re.compile(r"^[ \t]*>[ \t]?")
+_PYTHON_PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.)(?:[ \t]|$)|^In \[\d+\]: ?")
+_SHELL_PROMPT = re.compile(r"^\s*(?:[\w.-]+@[\w.-]+[:~\w/.-]*|[~/][\w/.-]*)?[$#%]\s")
+_DIFF_HEAD = re.compile(r"^(?:@@|--- |diff |index |\\ )")
+_SCANNED_AS = {"pycon": "python", "console": "bash", "diff": "", "markdown": ""}
+
+
+class Piece:
+    """A piece of code: takes its lines, knows its language so far."""
+
+    def __init__(self, number: int, tag: str, quotes: int, errors: Errors | None) -> None:
+        """``tag`` is our name of its language or ``""``; ``quotes`` counts its ``>`` marks.
+
+        ``errors`` decides between languages that score alike, see `Guess.best`.
+        """
+        self.number = number
+        self.tag = tag
+        self.language = _SCANNED_AS.get(tag, tag)
+        self._quotes = quotes
+        self._errors = errors
+        self._guess = Guess() if not self.language else None
+        self._lines: list[str] = []
+        self._prompted = False
+
+    def take(self, body: str) -> str:
+        """Take the next line (without its end); the code in it. `language` follows."""
+        for _ in range(self._quotes):
+            body = _QUOTE.sub("", body, count=1)
+        code = self._code(body)
+        if self._guess is not None and len(self._lines) < _GUESSED_LINES:
+            self._lines.append(code[:_LINE])
+            self._guess.add(code[:_LINE])
+            self.language = self._guess.best("\n".join(self._lines), self._errors)
+        return code
+
+    def _code(self, body: str) -> str:
+        """The line without diff signs and prompts; nothing where it is removed code or output."""
+        if self.tag == "diff":
+            return self._of_diff(body)
+        if self.tag in ("pycon", "python", ""):
+            if prompt := _PYTHON_PROMPT.match(body):
+                self._prompted = True
+                return body[prompt.end() :]
+            if self._prompted:
+                return ""
+        if self.tag in ("console", "bash"):
+            if prompt := _SHELL_PROMPT.match(body):
+                self._prompted = True
+                return body[prompt.end() :]
+            if self._prompted and self.tag == "console":
+                return ""
+        return body
+
+    def _of_diff(self, body: str) -> str:
+        if body.startswith("+++ "):
+            language = language_of_path(body[4:].split("\t")[0].strip())
+            if language:
+                self.language, self._guess = language, None
+            return ""
+        if body.startswith("-") or _DIFF_HEAD.match(body):
+            return ""
+        return body[1:] if body[:1] in "+ " else body
+
+
+_STRINGS = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|`[^`]*`|//.*|(?:^|\s)#.*")
+_LONG = re.compile(r"\"\"\"|'''|/\*|\*/|<!--|-->")
+_ENDS = {'"""': '"""', "'''": "'''", "/*": "*/", "<!--": "-->"}
+_INSIDE_LINES = 200
+
+
+class LoosePiece(Piece):
+    """Code without a fence: also knows whether it stands inside a string, comment or bracket."""
+
+    def __init__(self, number: int, errors: Errors | None) -> None:
+        """See `Piece`."""
+        super().__init__(number, "", 0, errors)
+        self._until = ""
+        self._waited = 0
+        self._depth = 0
+        self.ends_full = False
+        """Whether its last line was not empty."""
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the next line begins inside a long string or comment."""
+        return bool(self._until) and self._waited < _INSIDE_LINES
+
+    @property
+    def in_brackets(self) -> bool:
+        """Whether the next line begins inside a bracket."""
+        return self._depth > 0 and self._waited < _INSIDE_LINES
+
+    def take(self, body: str) -> str:
+        """Take the next line; see `Piece.take`."""
+        for mark in _LONG.findall(body):
+            if self._until:
+                self._until = "" if mark == self._until else self._until
+            elif mark in _ENDS:
+                self._until = _ENDS[mark]
+        bare = _STRINGS.sub("", body)
+        opened = sum(bare.count(sign) for sign in "([{")
+        self._depth = max(0, self._depth + opened - sum(bare.count(sign) for sign in ")]}"))
+        self._waited = self._waited + 1 if self._until or self._depth else 0
+        self.ends_full = bool(body.strip())
+        return super().take(body)
