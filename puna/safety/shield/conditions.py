@@ -1,0 +1,121 @@
+"""The conditions of a rule on a value, as small words in YAML: ``dynamic``, ``not /regex/``.
+
+| word | the value |
+|---|---|
+| ``present``, ``absent`` | is there; is not |
+| ``const`` | is known from the text alone |
+| ``number`` | is a number or a truth value written out |
+| ``dynamic`` | is neither constant nor harmless |
+| ``built`` | is a string put together with a dynamic part |
+| ``outside`` | comes from outside: a source, or a parameter of the function |
+| ``tainted`` | comes from a source that the language's file names |
+| ``name`` | is a plain variable |
+| ``/regex/`` | its source text holds this |
+| ``=/regex/`` | its constant string (or the constant parts of a built one) holds this |
+| anything else | its source text is this |
+
+``not`` before a word turns it round; what is absent fulfils every ``not``. A list asks for all,
+``{any: [...]}`` for one.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tree_sitter import Node
+
+from puna.core.errors import UsageError
+from puna.safety.shield.names import Names
+from puna.safety.shield.tree import text_of
+from puna.safety.shield.values import Value, Values
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A value to judge: its node (None when absent), and what can judge it."""
+
+    node: Node | None
+    values: Values
+    safe: Names | None = None
+    """Calls that are harmless for this rule."""
+
+
+Test = Callable[[Place], bool]
+
+_OF_VALUE: dict[str, Callable[[Value], bool]] = {
+    "const": lambda v: v.const,
+    "dynamic": lambda v: v.dynamic,
+    "built": lambda v: v.built,
+    "outside": lambda v: v.tainted or v.param,
+    "tainted": lambda v: v.tainted,
+    "number": lambda v: v.clean and v.const,
+}
+_NAME = re.compile(r"^\$?[A-Za-z_]\w*$")
+
+
+def regex(text: str) -> re.Pattern[str]:
+    """A compiled expression; raises `UsageError` for one that is none."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"'{text}' is no regular expression: {error}") from None
+
+
+def condition(spec: Any) -> Test:
+    """The test that a condition in YAML describes; raises `UsageError`."""
+    if isinstance(spec, bool):
+        return _text("true" if spec else "false")
+    if isinstance(spec, int):
+        return _text(str(spec))
+    if isinstance(spec, list):
+        tests = [condition(part) for part in spec]
+        return lambda place: all(test(place) for test in tests)
+    if isinstance(spec, dict) and list(spec) == ["any"]:
+        tests = [condition(part) for part in spec["any"]]
+        return lambda place: any(test(place) for test in tests)
+    if not isinstance(spec, str):
+        raise UsageError(f"'{spec}' is no condition: write a word, /regex/, =/regex/ or a list")
+    return _word(spec.strip())
+
+
+def _word(word: str) -> Test:
+    if word.startswith("not "):
+        inner = _word(word[4:].strip())
+        return lambda place: not inner(place)
+    if word in {"present", "absent"}:
+        return lambda place: (place.node is None) == (word == "absent")
+    if word == "name":
+        return lambda place: place.node is not None and bool(_NAME.match(text_of(place.node)))
+    if of_value := _OF_VALUE.get(word):
+        return lambda place: (
+            place.node is not None and of_value(place.values.of(place.node, place.safe))
+        )
+    if len(word) > 2 and word[0] == "/" and word[-1] == "/":
+        search = regex(word[1:-1]).search
+        return lambda place: place.node is not None and bool(search(text_of(place.node)))
+    if len(word) > 3 and word.startswith("=/") and word[-1] == "/":
+        return _content(regex(word[2:-1]))
+    return _text(word)
+
+
+def _text(wanted: str) -> Test:
+    lowered = wanted.lower() if wanted in {"true", "false"} else None
+
+    def test(place: Place) -> bool:
+        if place.node is None:
+            return False
+        text = text_of(place.node)
+        return text == wanted or (lowered is not None and text.lower() == lowered)
+
+    return test
+
+
+def _content(wanted: re.Pattern[str]) -> Test:
+    def test(place: Place) -> bool:
+        if place.node is None:
+            return False
+        text = place.values.of(place.node, place.safe).text
+        return text is not None and wanted.search(text) is not None
+
+    return test

@@ -1,0 +1,340 @@
+"""Finds what the rules of a language describe in a piece of its code."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from tree_sitter import Node, Parser, Query, QueryCursor, Tree
+
+from puna.safety.shield import grammars, rules
+from puna.safety.shield.conditions import Place
+from puna.safety.shield.imports import aliases_of
+from puna.safety.shield.rules import Pattern, Rule, RuleSet
+from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
+from puna.safety.shield.values import Values
+
+_LOOK_BACK = 6000
+"""Bytes before a place that ``function`` and ``file`` conditions may read at most."""
+_BLOCKS = (
+    "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
+)  # fmt: skip
+_SHORT = 8
+"""Strings below this length are not taken apart."""
+
+
+@dataclass(frozen=True, order=True)
+class Hit:
+    """A rule found at a place: bytes from ``start`` to ``end``, lines from 0."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    rule: Rule
+
+
+class Engine:
+    """The rules of one language with its grammar; shared by all scans, holds no text."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self.grammar = grammars.GRAMMARS[language]
+        self.rules: RuleSet = rules.load(language)
+        self.parser_language = grammars.load(language)
+        self.facts = Query(self.parser_language, _facts_query(language))
+        self.scopes = Query(self.parser_language, _scopes_query(language))
+        self.raw = Query(self.parser_language, "\n".join(p.query for p in self.rules.queries) or "")
+        self.raw_owner = self._owners()
+
+    def _owners(self) -> list[Pattern]:
+        """The rule pattern of each pattern of the joined queries."""
+        owners = []
+        for pattern in self.rules.queries:
+            count = Query(self.parser_language, pattern.query).pattern_count
+            owners += [pattern] * count
+        return owners
+
+    def opening(self, code: str) -> bytes:
+        """What has to stand before code so that it parses: PHP is text until it is opened."""
+        inside = self.language == "php" and not code.lstrip().startswith("<")
+        return b"<?php " if inside else b""
+
+    def parser(self) -> Parser:
+        """A new parser of this language."""
+        return Parser(self.parser_language)
+
+
+@cache
+def engine(language: str) -> Engine:
+    """The engine of a language, made at its first use."""
+    return Engine(language)
+
+
+def _query_of(language: str, kinds: Mapping[str, Iterable[str]]) -> str:
+    """A query that captures these types of node; some grammars of a family lack one."""
+    own = grammars.load(language)
+    return "\n".join(
+        f"({kind}) @{capture}"
+        for capture, names in kinds.items()
+        for kind in sorted(set(names))
+        if own.id_for_node_kind(kind, True) is not None
+    )
+
+
+def _facts_query(language: str) -> str:
+    grammar = grammars.GRAMMARS[language]
+    kinds = {
+        "call": [*grammar.calls, *grammar.methods, *grammar.news],
+        "set": grammar.sets,
+        "import": grammar.imports,
+        "built": grammar.interpolated | grammar.concats,
+    }
+    return _query_of(language, kinds)
+
+
+def _scopes_query(language: str) -> str:
+    grammar = grammars.GRAMMARS[language]
+    return _query_of(language, {"set": grammar.sets, "function": grammar.functions})
+
+
+class Scan:
+    """One pass over a tree, or over the part of it that is new."""
+
+    def __init__(self, own: Engine, reader: Reader, tree: Tree, data: bytes) -> None:
+        self._engine, self._reader, self._data = own, reader, data
+        self._root = tree.root_node
+        rule_set = own.rules
+        self._values = Values(self._root, reader, own.scopes, rule_set.knowledge, own.language)
+
+    def hits(self, start: int = 0, end: int | None = None) -> list[Hit]:
+        """What the rules find among nodes that touch these bytes, in order, each once."""
+        end = len(self._data) if end is None else end
+        found = {hit for pair in self._found(start, end) for hit in [_hit(*pair)]}
+        return sorted(found, key=lambda h: (h.line, h.column, h.rule.id))
+
+    def _found(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
+        cursor = QueryCursor(self._engine.facts)
+        if (start, end) != (0, len(self._data)):
+            cursor.set_byte_range(start, end)
+        captures = cursor.captures(self._root)
+        for node in captures.get("import", ()):
+            self._reader.aliases.update(aliases_of(self._engine.language, node))
+        yield from self._calls(captures.get("call", ()))
+        yield from self._sets(captures.get("set", ()))
+        if self._engine.rules.built:
+            yield from self._built(captures.get("built", ()))
+        yield from self._texts(start, end)
+        if self._engine.raw_owner:
+            yield from self._queries(start, end)
+
+    def _calls(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+        by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
+        reader = self._reader
+        for node in nodes:
+            patterns = by_last.get(reader.last(node))
+            if not patterns and not others:
+                continue
+            call: Call | None = None
+            for pattern in [*(patterns or ()), *others]:
+                call = call or reader.call(node)
+                if self._named(pattern, call.name) and self._call_fits(pattern, call):
+                    yield node, pattern.rule
+
+    @staticmethod
+    def _named(pattern: Pattern, name: str) -> bool:
+        if pattern.names is not None:
+            return pattern.names.match(name)
+        return pattern.expression is not None and pattern.expression.search(name) is not None
+
+    def _call_fits(self, pattern: Pattern, call: Call) -> bool:
+        for key, test in pattern.args:
+            if key in {"any", "some"} or key.endswith("+"):
+                first = int(key[:-1]) if key.endswith("+") else 0
+                chosen = [*call.positional[first:], *call.keywords.values()]
+                if not any(test(Place(node, self._values, pattern.safe)) for node in chosen):
+                    return False
+            elif not test(Place(_argument(call, key), self._values, pattern.safe)):
+                return False
+        return self._place_fits(pattern, call.node)
+
+    def _sets(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+        by_last, others = self._engine.rules.sets, self._engine.rules.set_expressions
+        if not by_last and not others:
+            return
+        for node in nodes:
+            for name, value in self._reader.targets(node):
+                patterns = by_last.get(name.rpartition(".")[2], ())
+                for pattern in [*patterns, *others]:
+                    if (
+                        self._named(pattern, name)
+                        and self._value_fits(pattern, value)
+                        and self._place_fits(pattern, node)
+                    ):
+                        yield node, pattern.rule
+
+    def _value_fits(self, pattern: Pattern, node: Node) -> bool:
+        return pattern.value is None or pattern.value(Place(node, self._values, pattern.safe))
+
+    def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+        kinds = self._engine.grammar.concats | self._engine.grammar.interpolated
+        for node in nodes:
+            parent = node.parent
+            if node.end_byte - node.start_byte < _SHORT or (parent and parent.type in kinds):
+                continue
+            for pattern in self._engine.rules.built:
+                value = self._values.of(node, pattern.safe)
+                if (
+                    value.built
+                    and value.text is not None
+                    and pattern.expression is not None
+                    and pattern.expression.search(value.text)
+                    and self._value_fits(pattern, node)
+                    and self._place_fits(pattern, node)
+                ):
+                    yield node, pattern.rule
+
+    def _texts(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
+        own = self._engine.rules
+        if not own.texts and not own.strings:
+            return
+        text = self._data[start:end].decode("utf-8", "replace")
+        for pattern in [*own.texts, *own.strings]:
+            assert pattern.expression is not None
+            for found in pattern.expression.finditer(text):
+                at = start + len(text[: found.start()].encode())
+                stop = at + max(1, len(found[0].encode()))
+                node = self._root.descendant_for_byte_range(at, stop) or self._root
+                if pattern in own.strings and not _in_string(node):
+                    continue
+                if not pattern.comments and is_comment(node.type):
+                    continue
+                node = self._root.descendant_for_byte_range(at, at + 1) or node
+                if self._place_fits(pattern, node):
+                    yield node, pattern.rule
+                    break
+
+    def _queries(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
+        cursor = QueryCursor(self._engine.raw)
+        if (start, end) != (0, len(self._data)):
+            cursor.set_byte_range(start, end)
+        for index, captures in cursor.matches(self._root):
+            pattern = self._engine.raw_owner[index]
+            node = captures.get("hit", [None])[0] or next(iter(captures.values()))[0]
+            fits = all(
+                test(Place(captures.get(key, [None])[0], self._values, pattern.safe))
+                for key, test in pattern.where
+            )
+            if fits and self._place_fits(pattern, node):
+                yield node, pattern.rule
+
+    # Where a fact stands: what receives it, what is around it, what was written before it.
+
+    def _place_fits(self, pattern: Pattern, node: Node) -> bool:
+        if pattern.unused is not None and pattern.unused != _is_statement(node):
+            return False
+        if pattern.loop is not None and pattern.loop != self._in_loop(node):
+            return False
+        for place, expression in pattern.places:
+            wanted = not place.startswith("not_")
+            text = self._place(place.removeprefix("not_"), node)
+            if (expression.search(text) is not None) != wanted:
+                return False
+        return True
+
+    def _place(self, place: str, node: Node) -> str:
+        if place == "result":
+            return self._result(node)
+        if place == "statement":
+            return text_of(_statement(node))
+        if place == "inside":
+            return self._heads(node)
+        start = 0
+        if place == "function" and (around := self._values.function(node.start_byte)):
+            start = around.start_byte
+        start = max(start, node.end_byte - _LOOK_BACK)
+        return self._data[start : node.end_byte].decode("utf-8", "replace")
+
+    def _result(self, node: Node) -> str:
+        """Names that the value goes to: variables, keywords, and the function around it."""
+        names, at = [], node
+        for _ in range(12):
+            parent = at.parent
+            if parent is None:
+                break
+            if parent.type in self._engine.grammar.sets:
+                names += [name for name, _ in self._reader.targets(parent)]
+            at = parent
+            if at.type.endswith(("block", "_statement", "body")) and names:
+                break
+        around = self._values.function(node.start_byte)
+        name = (
+            around.child_by_field_name("name") or around.child_by_field_name("declarator")
+            if (around)
+            else None
+        )
+        return " ".join([*names, text_of(name).partition("(")[0] if name else ""])
+
+    def _heads(self, node: Node) -> str:
+        """First lines of everything around a node, innermost first."""
+        heads, at = [], node.parent
+        while at is not None and at.parent is not None:
+            heads.append(text_of(at).partition("\n")[0])
+            at = at.parent
+        return "\n".join(dict.fromkeys(heads))
+
+    def _in_loop(self, node: Node) -> bool:
+        at, grammar = node.parent, self._engine.grammar
+        while at is not None and at.type not in grammar.functions:
+            if at.type in grammar.loops:
+                return True
+            at = at.parent
+        return False
+
+
+def _hit(node: Node, rule: Rule) -> Hit:
+    (line, column), (end_line, end_column) = node.start_point, node.end_point
+    return Hit(line, column, end_line, end_column, rule)
+
+
+def _argument(call: Call, key: str) -> Node | None:
+    for one in key.split("|"):
+        if one == "receiver":
+            return call.receiver
+        if one.lstrip("-").isdigit():
+            at = int(one)
+            if -len(call.positional) <= at < len(call.positional):
+                return call.positional[at]
+        elif one in call.keywords:
+            return call.keywords[one]
+    return None
+
+
+def _in_string(node: Node) -> bool:
+    at: Node | None = node
+    for _ in range(4):
+        if at is None:
+            return False
+        if at.type in STRINGS:
+            return True
+        at = at.parent
+    return False
+
+
+def _statement(node: Node) -> Node:
+    at = node
+    while at.parent is not None and not (
+        at.type.endswith(("_statement", "declaration", "definition", "_item"))
+        or (at.parent.type.endswith(_BLOCKS) and "argument" not in at.parent.type)
+    ):
+        at = at.parent
+    return at
+
+
+def _is_statement(node: Node) -> bool:
+    """Whether the value of an expression is thrown away."""
+    parent = node.parent
+    if parent is None:
+        return True
+    if parent.type in {"await_expression", "await", "expression_statement"}:
+        return parent.type == "expression_statement" or _is_statement(parent)
+    return parent.type.endswith(_BLOCKS)

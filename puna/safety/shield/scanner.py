@@ -1,0 +1,56 @@
+"""Scans a whole piece of code."""
+
+from puna.core.errors import UsageError
+from puna.safety.shield import rules
+from puna.safety.shield.engine import Hit, Scan, engine
+from puna.safety.shield.result import Finding, Result
+from puna.safety.shield.tags import language_of_tag
+from puna.safety.shield.tree import Reader
+
+
+def known_language(name: str) -> str:
+    """The language of a name, tag or suffix; raises `UsageError` with those known."""
+    language = language_of_tag(name)
+    if language not in rules.languages():
+        raise UsageError(f"'{name}' is no language of the shield: {', '.join(rules.languages())}")
+    return language
+
+
+def scan(code: str, language: str) -> Result:
+    """Findings in a whole piece of code; raises `UsageError` for an unknown language.
+
+    Args:
+        code: a file, a function or a part of one; what does not parse is read as well as it can be.
+        language: its name, tag or suffix.
+    """
+    own = engine(known_language(language))
+    opening = own.opening(code)
+    data = opening + code.encode("utf-8", "replace")
+    reader = Reader(own.grammar)
+    tree = own.parser().parse(data)
+    hits = Scan(own, reader, tree, data).hits()
+    return Result(tuple(finding(hit, own.language, shift=len(opening)) for hit in hits))
+
+
+def finding(hit: Hit, language: str, first_line: int = 1, shift: int = 0) -> Finding:
+    """A hit as it is told.
+
+    Args:
+        hit: where it is in the text that was parsed.
+        language: of the code.
+        first_line: of the code in its file.
+        shift: bytes put before the code's first line to make it parse.
+    """
+    rule = hit.rule
+    return Finding(
+        rule=rule.id,
+        line=hit.line + first_line,
+        column=hit.column + 1 - (shift if hit.line == 0 else 0),
+        end_line=hit.end_line + first_line,
+        end_column=hit.end_column + 1 - (shift if hit.end_line == 0 else 0),
+        cwe=f"CWE-{rule.cwe}",
+        severity=rule.severity,
+        message=rule.message,
+        fix=rule.fix,
+        language=language,
+    )

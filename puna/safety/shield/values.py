@@ -1,0 +1,267 @@
+"""What a value is made of: constant, built from parts, or coming from outside; within one function.
+
+This is the little taint analysis that tells an injection from a constant. It looks backwards only,
+at what stands before the place of use, so that it says the same of a stream as of a whole file.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tree_sitter import Node, Query, QueryCursor
+
+from puna.safety.shield.grammars import Grammar, words
+from puna.safety.shield.names import Names
+from puna.safety.shield.tree import STRINGS, SUBSCRIPTS, Reader, children, pieces, text_of
+
+_CONSTANTS = words(
+    "integer float true false none number number_literal null nullptr decimal_integer_literal "
+    "hex_integer_literal decimal_floating_point_literal null_literal integer_literal "
+    "real_literal boolean_literal boolean float_literal int_literal rune_literal nil "
+    "undefined regex bool_lit numeric_lit symbol simple_symbol hash_key_symbol regex_literal "
+    "binary_integer_literal octal_integer_literal primitive_type class_literal "
+    "sizeof_expression null_scalar boolean_scalar integer_scalar float_scalar "
+    "imaginary_literal word type_identifier ellipsis lambda arrow_function "
+    "function_expression func_literal lambda_expression lambda_literal closure_expression "
+    "typeof_expression"
+)
+_NUMBERS = words(
+    "integer float number number_literal decimal_integer_literal hex_integer_literal "
+    "integer_literal real_literal float_literal int_literal decimal_floating_point_literal "
+    "true false boolean boolean_literal"
+)
+_COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
+_CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
+_MAX_DEPTH = 12
+
+
+@dataclass(slots=True)
+class Value:
+    """What a value is made of.
+
+    ``const``: known from the text alone. ``clean``: changing, but harmless, as a number or what a
+    sanitizer gave. ``built``: a string put together with a part that is neither. ``tainted``: holds
+    something from outside the program. ``param``: holds a parameter of the function.
+    """
+
+    const: bool = False
+    clean: bool = False
+    built: bool = False
+    tainted: bool = False
+    param: bool = False
+    text: str | None = None
+    """The constant string, or a built one with ``{}`` for each part that is not constant."""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether an attacker might have a say in it."""
+        return not (self.const or self.clean)
+
+
+_UNKNOWN = Value()
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a language's rule file says of its functions."""
+
+    sources: Names = field(default_factory=Names)
+    """Calls and variables that give what comes from outside."""
+    clean: Names = field(default_factory=Names)
+    """Calls whose result is harmless."""
+    builders: Names = field(default_factory=Names)
+    """Calls that make a string of their arguments."""
+
+
+class Values:
+    """Judges the expressions of one tree. Made anew for every tree; computes when asked."""
+
+    def __init__(
+        self, root: Node, reader: Reader, scopes: Query, knowledge: Knowledge, language: str
+    ) -> None:
+        self._root, self._reader, self._query = root, reader, scopes
+        self._grammar: Grammar = reader.grammar
+        self._knowledge, self._language = knowledge, language
+        self._definitions: dict[str, list[tuple[int, Node, bool]]] | None = None
+        self._functions: list[Node] = []
+        self._starts: list[int] = []
+        self._busy: set[int] = set()
+
+    def _index(self) -> dict[str, list[tuple[int, Node, bool]]]:
+        if self._definitions is None:
+            found = QueryCursor(self._query).captures(self._root)
+            self._functions = sorted(found.get("function", []), key=lambda n: n.start_byte)
+            self._starts = [node.start_byte for node in self._functions]
+            self._definitions = {}
+            for node in sorted(found.get("set", []), key=lambda n: n.start_byte):
+                added = "augmented" in node.type or node.type.startswith(("operator_", "compound_"))
+                for name, value in self._reader.targets(node):
+                    entry = (node.start_byte, value, added)
+                    self._definitions.setdefault(name, []).append(entry)
+        return self._definitions
+
+    def function(self, at: int) -> Node | None:
+        """The innermost named function around a byte."""
+        self._index()
+        for n in range(bisect_left(self._starts, at + 1) - 1, -1, -1):
+            if self._functions[n].end_byte > at:
+                return self._functions[n]
+        return None
+
+    def of(self, node: Node | None, safe: Names | None = None, depth: int = 0) -> Value:
+        """What an expression is made of; ``safe`` names calls that are harmless for this rule."""
+        if node is None or depth > _MAX_DEPTH or node.id in self._busy:
+            return _UNKNOWN
+        kind = node.type
+        if kind in STRINGS or kind in self._grammar.interpolated:
+            return self._string(node, safe, depth)
+        if kind in _CONSTANTS:
+            return Value(const=True, clean=kind in _NUMBERS, text=None)
+        if kind in self._grammar.concats:
+            return self._binary(node, safe, depth)
+        grammar = self._grammar
+        if kind in grammar.calls or kind in grammar.methods or kind in grammar.news:
+            return self._call(node, safe, depth)
+        if kind in grammar.members or kind in SUBSCRIPTS:
+            return self._member(node, safe, depth)
+        inner = children(node)
+        if not inner or kind == "variable_name":
+            return self._variable(node, safe, depth)
+        if kind in {"conditional_expression", "ternary_expression", "conditional"}:
+            inner = inner[1:] if self._language != "python" else [inner[0], *inner[2:]]
+        if kind in {"cast_expression", "type_cast_expression", "as_expression"}:
+            return self._cast(node, safe, depth)
+        if kind in {"keyed_element", "pair", "keyword_argument", "value_argument"}:
+            inner = inner[-1:]
+        return self._all([self.of(part, safe, depth + 1) for part in inner])
+
+    @staticmethod
+    def _all(parts: Iterable[Value]) -> Value:
+        """A value that holds all of these."""
+        values = list(parts)
+        return Value(
+            const=all(v.const for v in values),
+            clean=all(v.const or v.clean for v in values) and not all(v.const for v in values),
+            built=any(v.built for v in values),
+            tainted=any(v.tainted for v in values),
+            param=any(v.param for v in values),
+            text=values[0].text if len(values) == 1 else None,
+        )
+
+    def _joined(self, parts: list[Value]) -> Value:
+        """A string made of these."""
+        whole = self._all(parts)
+        whole.built = whole.built or not (whole.const or whole.clean)
+        whole.text = "".join("{}" if v.text is None else v.text for v in parts)
+        return whole
+
+    def _string(self, node: Node, safe: Names | None, depth: int) -> Value:
+        parts = [
+            Value(const=True, text=text) if part is None else self.of(part, safe, depth + 1)
+            for text, part in pieces(node)
+        ]
+        if len(parts) == 1 and parts[0].const:
+            return parts[0]
+        return self._joined(parts) if parts else Value(const=True, text="")
+
+    def _binary(self, node: Node, safe: Names | None, depth: int) -> Value:
+        inner = children(node)
+        operator = node.child_by_field_name("operator")
+        sign = operator.type if operator else "+"
+        if sign in _COMPARISONS:
+            return Value(clean=True)
+        if sign not in self._grammar.operators and node.type != "concatenation":
+            return self._all([self.of(part, safe, depth + 1) for part in inner])
+        parts = [self.of(part, safe, depth + 1) for part in inner]
+        if all(part.clean for part in parts):
+            return Value(const=all(part.const for part in parts), clean=True)
+        if sign == "%" and parts[0].text is None:
+            return self._all(parts)  # a remainder
+        return self._joined(parts)
+
+    def _call(self, node: Node, safe: Names | None, depth: int) -> Value:
+        call = self._reader.call(node)
+        know, name = self._knowledge, call.name
+        if know.sources.match(name) or know.sources.match(name + "()"):
+            return Value(tainted=True)
+        if (safe is not None and safe.match(name)) or know.clean.match(name):
+            return Value(clean=True)
+        arguments = [self.of(a, safe, depth + 1) for a in call.positional]
+        arguments += [self.of(a, safe, depth + 1) for a in call.keywords.values()]
+        if call.receiver is not None:
+            arguments.insert(0, self.of(call.receiver, safe, depth + 1))
+        whole = self._all(arguments)
+        if know.builders.match(name):
+            text = next((v.text for v in arguments if v.text is not None), None)
+            whole.built = whole.built or not (whole.const or whole.clean)
+            whole.text = text
+            return whole
+        if call.receiver is None or not arguments[0].const:
+            whole.const = whole.clean = False
+        if not arguments:
+            return Value()
+        if len(arguments) > 1 or call.receiver is None:
+            whole.text = arguments[0].text if whole.const else None
+        return whole
+
+    def _cast(self, node: Node, safe: Names | None, depth: int) -> Value:
+        kind = node.child_by_field_name("type")
+        words = text_of(kind) if kind else ""
+        value = node.child_by_field_name("value") or children(node)[-1]
+        if re.search(r"\b(int|float|double|long|bool|boolean|u?size|integer)\b", words) and (
+            "*" not in words
+        ):
+            return Value(clean=True)
+        return self.of(value, safe, depth + 1)
+
+    def _member(self, node: Node, safe: Names | None, depth: int) -> Value:
+        name = self._reader.name(node)
+        if self._knowledge.sources.match(name):
+            return Value(tainted=True)
+        if (safe is not None and safe.match(name)) or self._knowledge.clean.match(name):
+            return Value(clean=True)
+        last = name.rpartition(".")[2]
+        if _CONSTANT_NAME.match(last):
+            return Value(const=True)
+        if name in self._index():
+            return self._variable(node, safe, depth)
+        inner = children(node)
+        base = self.of(inner[0], safe, depth + 1) if inner else _UNKNOWN
+        if base.const and base.text is None and "[]" not in name:
+            return _UNKNOWN
+        return Value(base.const, base.clean, False, base.tainted, base.param)
+
+    def _variable(self, node: Node, safe: Names | None, depth: int) -> Value:
+        name = self._reader.name(node)
+        if self._knowledge.sources.match(name):
+            return Value(tainted=True)
+        at = node.start_byte
+        function = self.function(at)
+        before = [d for d in self._index().get(name, ()) if d[0] < at and d[1].end_byte <= at]
+        inside = [d for d in before if function is not None and d[0] >= function.start_byte]
+        is_param = function is not None and _names_parameter(function, name)
+        if not inside and is_param:
+            return Value(param=True)
+        known = inside or before
+        if not known:
+            return Value(const=bool(_CONSTANT_NAME.match(name)))
+        self._busy.add(node.id)
+        try:
+            values = [self.of(value, safe, depth + 1) for _, value, _ in known[-4:]]
+        finally:
+            self._busy.discard(node.id)
+        if any(added for _, _, added in known):
+            return self._joined(values)
+        whole = self._all(values)
+        whole.text = values[-1].text
+        whole.param = whole.param or (is_param and len(inside) == 0)
+        return whole
+
+
+def _names_parameter(function: Node, name: str) -> bool:
+    """Whether a function's head names this parameter."""
+    body = function.child_by_field_name("body")
+    end = body.start_byte if body else function.end_byte
+    head = (function.text or b"")[: end - function.start_byte]
+    return re.search(rb"(?<![\w$])" + re.escape(name.encode()) + rb"(?!\w)", head) is not None
