@@ -8,10 +8,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from puna.core.events import Event, read_events
 from puna.core.files import write_text
+from puna.core.pages import render
 from puna.workflow.plots import (
     Plot,
     bits_plot,
@@ -24,7 +23,6 @@ from puna.workflow.summary import STAGE_HEAD, stage_rows, table_rows
 
 REPORT = "report.html"
 _SHOWN_MISSES = 12
-_SHOWN_LINES, _SHOWN_CHARS = 10, 1200  # of one text a model wrote
 _MODELS = {
     "untrained": "the untrained model",
     "base": "the model it started from",
@@ -52,8 +50,6 @@ _MACHINE = {
     "python": "Python",
     "torch": "PyTorch",
 }
-# Control characters would not be valid HTML: shown as their pictures, U+2400 and on.
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 
 
 @dataclass(frozen=True)
@@ -87,23 +83,8 @@ def write_report(folder: Path, summary: dict[str, Any]) -> Path:
     Whatever the run does not have (evaluations, a corpus) is left out.
     """
     path = folder / REPORT
-    write_text(
-        path, _environment().get_template("report.html.jinja").render(_page(folder, summary))
-    )
+    write_text(path, render(Path(__file__).parent / "report.html.jinja", _page(folder, summary)))
     return path
-
-
-def _environment() -> Environment:
-    # A model may write HTML, so everything is escaped but what is marked as ours.
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
-    return environment
 
 
 def _page(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -157,16 +138,6 @@ def _date(events: Sequence[Event]) -> str | None:
     return (
         f"{datetime.fromtimestamp(events[-1]['time'], UTC):%Y-%m-%d %H:%M} UTC" if events else None
     )
-
-
-def shown(text: str) -> str:
-    """A model's text for the page: without control characters, cut where it goes on for long."""
-    lines = text.translate(_PICTURES).strip("\n").split("\n")
-    cut = "\n".join(lines[:_SHOWN_LINES])
-    if len(cut) > _SHOWN_CHARS:
-        return f"{cut[:_SHOWN_CHARS]} … ({len(text) - _SHOWN_CHARS:,} more characters)"
-    rest = len(lines) - _SHOWN_LINES
-    return f"{cut}\n… ({rest} more lines)" if rest > 0 else cut
 
 
 def outcome(summary: Mapping[str, Any]) -> str:

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from puna.core.events import Event
+from puna.core.pages import shown
 from puna.workflow.plots import bits_plot, loss_plot, reward_plot, smooth, training_steps
-from puna.workflow.report import comparison, mean_mfu, outcome, shown, write_report
+from puna.workflow.report import comparison, mean_mfu, outcome, write_report
 from puna.workflow.summary import stage_rows
 
 HOSTILE = '<script src="https://evil.example/x.js">alert(1)</script><img src=x onerror=alert(2)>&"'
