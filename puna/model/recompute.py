@@ -16,8 +16,16 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 # Results of products are dear to compute and cheap to keep; norms, activations and attention's
-# scores are the other way round (Korthikanti et al. 2022, section 5).
-_KEPT = [torch.ops.aten.mm.default]
+# scores are the other way round (Korthikanti et al. 2022, section 5). Fused attention makes no
+# scores: what it returns is kept too, since long rows spend more on it than on products.
+_KEPT = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.higher_order.flex_attention,
+]
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,7 @@ class Recompute:
     """Which blocks forget their activations, and how much of them."""
 
     kind: Literal["full", "selective"] = "full"
-    """Keep a block's input only, or the results of its products too."""
+    """Keep a block's input only, or the results of its products and of fused attention too."""
     every: int = 1
     """Every n-th block forgets, from the first."""
     offload: bool = False

@@ -7,6 +7,8 @@ see each tensor that is saved. So adapters, recomputation and data types are all
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from puna.core.devices import default_device
 from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.model import loss as loss_head
+from puna.model.attention import PLAIN_POSITIONS, plain_is_faster
 from puna.training.adamw8bit import BLOCK, SMALL
 from puna.training.config import LoopConfig
 from puna.training.loop import compute_dtype, recompute_of
@@ -101,18 +104,43 @@ def estimate(
     )
 
 
+@lru_cache(maxsize=32)
+def kept_by_block(
+    config: LlamaConfig, recompute: Literal["none", "selective", "full"], dtype: torch.dtype
+) -> float:
+    """Bytes of activations that one block keeps for each token of a row without borders.
+
+    For plans on other machines: attention keeps what a fused kernel keeps, no mask.
+    """
+    if recompute == "full":
+        return float(config.dim * dtype.itemsize)
+    short, long = 2 * PLAIN_POSITIONS, 4 * PLAIN_POSITIONS
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+        model = Llama(config.model_copy(update={"n_layers": 1, "context": long}))
+        model.compute_dtype = dtype
+        if recompute == "selective":
+            ids_bt = torch.zeros(1, short, dtype=torch.int64)
+            return config.dim * dtype.itemsize + _results(model, ids_bt) / short
+        of_block = []
+        for length in (short, long):
+            ids_bt = torch.zeros(1, length, dtype=torch.int64)
+            kept = [_kept(model, n, ids_bt, documents=False) for n in (1, 2)]
+            of_block.append(kept[1] - kept[0])
+    return (of_block[1] - of_block[0]) / (long - short)  # without the weights in another data type
+
+
 def _activations(model: Llama, config: LlamaConfig, loop: LoopConfig, ids_bt: Tensor) -> int:
     """Bytes kept of a forward pass through all layers, from those through few."""
     every = loop.recompute_every
     groups, rest = divmod(config.n_layers, every)
     of_group = _kept(model, 2 * every, ids_bt) - _kept(model, every, ids_bt)
     total = _kept(model, rest, ids_bt) + groups * of_group
-    if loop.recompute == "selective":  # results of products are not kept by autograd
+    if loop.recompute == "selective":  # what is kept on purpose is not kept by autograd
         total += -(-config.n_layers // every) * _results(model, ids_bt)
     return total
 
 
-def _kept(model: Llama, n_layers: int, ids_bt: Tensor) -> int:
+def _kept(model: Llama, n_layers: int, ids_bt: Tensor, *, documents: bool = True) -> int:
     """Bytes that autograd keeps when the one block of ``model`` runs so many times."""
     block = model.model.layers[0]
     own = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -126,15 +154,17 @@ def _kept(model: Llama, n_layers: int, ids_bt: Tensor) -> int:
     model.config = config.model_copy(update={"n_layers": n_layers})
     model.model.layers = nn.ModuleList([block] * n_layers)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden = model.hidden(ids_bt, documents_bt=torch.zeros_like(ids_bt))
+        hidden = model.hidden(ids_bt, documents_bt=torch.zeros_like(ids_bt) if documents else None)
     model.model.layers, model.config = nn.ModuleList([block]), config
     held[_place(hidden)] = hidden.untyped_storage()
     return sum(storage.nbytes() for place, storage in held.items() if place not in own)
 
 
 def _results(model: Llama, ids_bt: Tensor) -> int:
-    """Bytes of the results of one block's products."""
-    outputs = 0
+    """Bytes of the results of one block's products and of its attention, where that is fused."""
+    config = model.config
+    plain = plain_is_faster(ids_bt[..., None].to(model.dtype))
+    outputs = 0 if plain else config.n_heads * config.head_dim
     for name, tensor in model.model.layers[0].named_parameters():
         outputs += tensor.shape[0] if tensor.ndim == 2 and not name.endswith("lora_A") else 0
     return outputs * ids_bt.numel() * model.dtype.itemsize
