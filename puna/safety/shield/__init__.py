@@ -6,6 +6,17 @@ rules are data (``rules/*.yaml``). Nothing is run, no process is started, nothin
 
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.rules import languages
-from puna.safety.shield.scanner import scan
+from puna.safety.shield.scanner import scan, scan_markdown
+from puna.safety.shield.stream import Mode, Policy, ShieldStream, stream
 
-__all__ = ["Finding", "Result", "languages", "scan"]
+__all__ = [
+    "Finding",
+    "Mode",
+    "Policy",
+    "Result",
+    "ShieldStream",
+    "languages",
+    "scan",
+    "scan_markdown",
+    "stream",
+]

@@ -1,6 +1,6 @@
 """What a scan says: findings, and the verdict they come to."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from puna.safety.safeguard import Decision
@@ -27,6 +27,10 @@ class Finding:
     fix: str
     """What to write instead."""
     language: str
+
+    def moved(self, lines: int) -> "Finding":
+        """The same finding, this many lines further down."""
+        return replace(self, line=self.line + lines, end_line=self.end_line + lines)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data."""

@@ -2,6 +2,7 @@
 
 from puna.core.errors import UsageError
 from puna.safety.shield import rules
+from puna.safety.shield.blocks import find_blocks
 from puna.safety.shield.engine import Hit, Scan, engine
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
@@ -30,6 +31,16 @@ def scan(code: str, language: str) -> Result:
     tree = own.parser().parse(data)
     hits = Scan(own, reader, tree, data).hits()
     return Result(tuple(finding(hit, own.language, shift=len(opening)) for hit in hits))
+
+
+def scan_markdown(text: str) -> Result:
+    """Findings in the code of an answer, fenced or not; their lines are those of the answer."""
+    found: list[Finding] = []
+    for block in find_blocks(text):
+        if block.language in rules.languages():
+            inside = scan(block.code, block.language).findings
+            found += [one.moved(block.first_line - 1) for one in inside]
+    return Result(tuple(found))
 
 
 def finding(hit: Hit, language: str, first_line: int = 1, shift: int = 0) -> Finding:

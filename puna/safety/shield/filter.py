@@ -1,0 +1,19 @@
+"""The shield as a safeguard of the server, the chat and the evaluations."""
+
+from puna.safety.safeguard import OutputFilter, Subject, Verdict
+from puna.safety.shield.stream import Policy, ShieldStream
+
+
+class ShieldFilter:
+    """A `Safeguard` that lets every prompt in and watches the code of every answer."""
+
+    def __init__(self, policy: Policy | None = None) -> None:
+        self._policy = policy or Policy()
+
+    async def admit(self, subject: Subject) -> Verdict:  # noqa: ARG002  prompts are not its business
+        """Every prompt is admitted."""
+        return Verdict()
+
+    def output_filter(self, subject: Subject) -> OutputFilter:  # noqa: ARG002  nor who asked
+        """A stream of its own for each answer."""
+        return ShieldStream(self._policy)

@@ -1,0 +1,98 @@
+"""Code that grows: parsed and scanned only where it is new."""
+
+import time
+
+from tree_sitter import Point, Tree
+
+from puna.safety.shield.engine import Engine, Hit, Scan
+from puna.safety.shield.lines import LogicalLines
+from puna.safety.shield.tree import Reader
+
+_CHUNK = 4096
+CODE_BYTES = 65_536
+"""What is kept of a long piece of code as context; after that it starts anew."""
+
+
+class ScanTimeout(Exception):
+    """Parsing took longer than it may."""
+
+
+class GrowingCode:
+    """One piece of code in one language, logical line by logical line."""
+
+    def __init__(self, own: Engine, deadline_s: float) -> None:
+        """``deadline_s`` is the longest that one line may take to parse."""
+        self._engine, self._deadline = own, deadline_s
+        self._parser = own.parser()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._reader = Reader(self._engine.grammar)
+        self._lines = LogicalLines(self._engine.grammar.brackets)
+        self._data, self._closers = b"", b""
+        self._tree: Tree | None = None
+        self._unit = ""
+        self._seen: set[Hit] = set()
+
+    @property
+    def pending(self) -> str:
+        """Lines of the logical line that is not complete."""
+        return self._unit
+
+    def feed(self, line: str) -> bool:
+        """Take a line with its end; whether a logical line is complete, to be scanned now."""
+        self._unit += line
+        return self._lines.feed(line)
+
+    def scan(self) -> list[Hit]:
+        """What is new in the lines taken since the last scan; raises `ScanTimeout`."""
+        unit, self._unit = self._unit, ""
+        if not self._data:
+            self._data = self._engine.opening(unit)
+        old, start = self._data, len(self._data)
+        self._data = old + unit.encode("utf-8", "replace")
+        closers = self._lines.closers.encode()
+        text = self._data + closers
+        if self._tree is not None:
+            at = _point(old)
+            self._tree.edit(
+                start,
+                start + len(self._closers),
+                len(text),
+                at,
+                _after(at, self._closers),
+                _after(at, text[start:]),
+            )
+        self._closers = closers
+        self._tree = self._parse(text)
+        hits = Scan(self._engine, self._reader, self._tree, text).hits(start, len(self._data))
+        new = [hit for hit in hits if hit not in self._seen]
+        self._seen.update(new)
+        if len(self._data) > CODE_BYTES:
+            self._start_anew()
+        return new
+
+    def _parse(self, text: bytes) -> Tree:
+        end = time.perf_counter() + self._deadline
+        before = () if self._tree is None else (self._tree,)
+        try:
+            return self._parser.parse(
+                lambda at, _: text[at : at + _CHUNK],
+                *before,
+                progress_callback=lambda *_: time.perf_counter() > end,
+            )
+        except ValueError:
+            self._parser.reset()
+            self._tree = None
+            raise ScanTimeout from None
+
+
+def _point(data: bytes) -> Point:
+    row = data.count(b"\n")
+    return Point(row, len(data) - (data.rfind(b"\n") + 1))
+
+
+def _after(at: Point, data: bytes) -> Point:
+    """The point after ``data`` that begins at a point."""
+    there = _point(data)
+    return Point(at.row + there.row, there.column + (0 if there.row else at.column))

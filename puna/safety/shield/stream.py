@@ -1,0 +1,194 @@
+"""Watches an answer while it streams: what is insecure is never released.
+
+Prose goes out as it comes. Code is held until a logical line is complete, scanned together with
+what stood before it, and then released. What goes wrong counts against the code: see `Policy`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from puna.safety.safeguard import Decision, Verdict
+from puna.safety.shield import rules
+from puna.safety.shield.blocks import BlockFinder, Line
+from puna.safety.shield.engine import engine
+from puna.safety.shield.incremental import GrowingCode, ScanTimeout
+from puna.safety.shield.result import Finding, Result
+from puna.safety.shield.scanner import finding
+
+Mode = Literal["warn", "block"]
+_RANKS: dict[Decision, int] = {"allow": 0, "warn": 1, "block": 2}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the shield does with what it finds."""
+
+    mode: Mode = "warn"
+    """``block``: a finding of high severity ends the answer, and it is never released. ``warn``:
+    everything is released at once, findings are told."""
+    on_error: Mode = "block"
+    """What code that could not be judged counts as: the scanner failed or took too long."""
+    on_unparsable: Mode = "warn"
+    """What a piece counts as whose logical line did not end within ``held_lines``."""
+    held_lines: int = 200
+    """Most lines held for one logical line."""
+    line_seconds: float = 0.04
+    """Longest time to parse one logical line."""
+
+
+class ShieldStream:
+    """Watches one answer, given in pieces of any size."""
+
+    def __init__(self, policy: Policy | None = None, language: str | None = None) -> None:
+        """With ``language`` all of the text is code; without it is Markdown."""
+        self.policy = policy or Policy()
+        self.verdict = Verdict()
+        """What the stream comes to so far; after "block" nothing more is released."""
+        self.findings: list[Finding] = []
+        """What was found so far; lines are those of the answer."""
+        self._finder = BlockFinder()
+        self._language = language
+        self._line = 0
+        self._early = 0
+        """Characters of the incomplete line that are out already."""
+        self._piece = -1
+        self._piece_language = ""
+        self._piece_text = ""
+        self._piece_lines: list[int] = []
+        """Line of the answer for each line of the piece of code."""
+        self._code: GrowingCode | None = None
+        self._held: list[str] = []
+        """Lines that wait for their logical line to end."""
+
+    @property
+    def result(self) -> Result:
+        """All findings so far."""
+        return Result(tuple(self.findings))
+
+    def push(self, text: str) -> str:
+        """Take new text; what may be released now."""
+        if self.verdict.decision == "block":
+            return ""
+        out = [self._take(line) for line in self._finder.push(text)]
+        if self.policy.mode == "warn":
+            return text
+        if self.verdict.decision != "block" and not self._held:
+            out.append(self._prose_so_far())
+        return "".join(out)
+
+    def flush(self) -> str:
+        """The text is complete; the rest that may be released."""
+        if self.verdict.decision == "block":
+            return ""
+        out = [self._take(line) for line in self._finder.finish()]
+        out.append(self._end_of_piece())
+        return "" if self.policy.mode == "warn" else "".join(out)
+
+    def _prose_so_far(self) -> str:
+        held = self._finder.held
+        if self._language or not (held and self._finder.held_is_prose):
+            return ""
+        out, self._early = held[self._early :], len(held)
+        return out
+
+    def _take(self, line: Line) -> str:
+        if self.verdict.decision == "block":
+            return ""
+        if self._language:
+            text = line.text.rstrip("\r\n")
+            line = Line(line.text, "code", 0, self._language, text)
+        number, self._line = self._line, self._line + line.text.endswith("\n")
+        if line.kind != "code":
+            out = self._end_of_piece()
+            text, self._early = line.text[self._early :], 0
+            return out if self.verdict.decision == "block" else out + text
+        out = ""
+        if line.block != self._piece:
+            out = self._end_of_piece()
+            self._piece = line.block
+        if self.verdict.decision == "block":
+            return out
+        return out + self._code_line(line, number)
+
+    def _code_line(self, line: Line, number: int) -> str:
+        text, self._early = line.text[self._early :], 0
+        self._held.append(text)
+        code = line.code + ("\n" if line.text.endswith("\n") else "")
+        if code.endswith("\n") or not self._piece_lines or self._piece_text.endswith("\n"):
+            self._piece_lines.append(number + 1)
+        self._piece_text += code
+        if line.language != self._piece_language:
+            self._change_language(line.language)
+            complete = self._feed_all()
+        elif self._code is None:
+            complete = bool(self._piece_language)  # a language without rules is let through
+        else:
+            complete = self._code.feed(code)
+        if complete:
+            return self._judge()
+        if len(self._held) >= self.policy.held_lines:
+            return self._overlong()
+        return ""
+
+    def _change_language(self, language: str) -> None:
+        """The piece turns out to be in another language: what is known of it is read anew."""
+        self._piece_language = language
+        known = language in rules.languages()
+        self._code = GrowingCode(engine(language), self.policy.line_seconds) if known else None
+
+    def _feed_all(self) -> bool:
+        if self._code is None:
+            return bool(self._piece_language)
+        complete = False
+        for one in self._piece_text.splitlines(keepends=True):
+            complete = self._code.feed(one)
+        return complete
+
+    def _overlong(self) -> str:
+        if self._piece_language:
+            self._fault(self.policy.on_unparsable, "code goes on without an end to its statement")
+        return self._judge()
+
+    def _end_of_piece(self) -> str:
+        """The piece of code is complete: whatever of it is held is judged as it is."""
+        out = self._judge() if self._held else ""
+        self._piece, self._piece_language, self._piece_text = -1, "", ""
+        self._piece_lines, self._code = [], None
+        return out
+
+    def _judge(self) -> str:
+        """Scan what is held; the text of it, when it may be released."""
+        held, self._held = self._held, []
+        if self._code is not None:
+            try:
+                hits = self._code.scan()
+            except ScanTimeout:
+                self._fault(self.policy.on_error, "code took too long to judge")
+            except Exception as error:  # noqa: BLE001  whatever fails, code is not let through
+                self._fault(self.policy.on_error, f"code could not be judged ({error!r:.80})")
+            else:
+                self._note([finding(hit, self._piece_language) for hit in hits])
+        return "" if self.verdict.decision == "block" else "".join(held)
+
+    def _note(self, found: list[Finding]) -> None:
+        lines = self._piece_lines
+        for one in found:
+            here = lines[min(one.line, len(lines)) - 1] if lines else one.line
+            moved = one.moved(here - one.line)
+            self.findings.append(moved)
+            reason = f"{moved.cwe}, line {moved.line}: {moved.message}; instead: {moved.fix}"
+            self._decide("block" if moved.severity == "high" else "warn", reason)
+
+    def _fault(self, mode: Mode, reason: str) -> None:
+        self._decide(mode, reason)
+
+    def _decide(self, decision: Decision, reason: str) -> None:
+        if self.policy.mode == "warn" and decision == "block":
+            decision = "warn"
+        if _RANKS[decision] > _RANKS[self.verdict.decision]:
+            self.verdict = Verdict(decision, reason)
+
+
+def stream(policy: Policy | None = None, language: str | None = None) -> ShieldStream:
+    """A watch over one answer; see `ShieldStream`."""
+    return ShieldStream(policy, language)
