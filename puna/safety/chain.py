@@ -1,4 +1,4 @@
-"""Several safeguards as one: each sees every prompt and every answer, the strictest verdict wins."""
+"""Several safeguards as one: each sees every prompt and answer, the strictest verdict wins."""
 
 from collections.abc import Sequence
 

@@ -124,7 +124,7 @@ class LogicalLines:
     def _complete(self, body: str, last: str) -> bool:
         if not body.strip() or not last:
             return not self._statement.strip() or not self._style.semicolons
-        if body.endswith("\\") or self._name in {"python", "bash"} and last == "\\":
+        if body.endswith("\\") or (self._name in {"python", "bash"} and last == "\\"):
             return False
         if self._name == "bash":
             return not body.rstrip().endswith(("|", "&&", "\\"))
