@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from puna import __version__
-from puna.cli import compress, models, online, preferences, recipes, sample, serve, tokenizers, tune
+from puna.cli import (
+    compress,
+    cyberseceval,
+    models,
+    online,
+    preferences,
+    recipes,
+    redteam,
+    sample,
+    serve,
+    shield,
+    tokenizers,
+    tune,
+)
 from puna.core.errors import PunaError
 
 app = typer.Typer(
@@ -27,6 +40,9 @@ compress.register(app)
 sample.register(app)
 models.register(app)
 serve.register(app)
+shield.register(app)
+redteam.register(app)
+cyberseceval.register(app)
 app.add_typer(tokenizers.app, name="tokenizer")
 
 
