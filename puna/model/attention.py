@@ -1,6 +1,7 @@
 """Grouped-query attention: each key/value head serves several query heads."""
 
-from typing import TYPE_CHECKING, Union
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,12 @@ def grouped_attention(
 
 
 class Attention(nn.Module):
-    """Self-attention of one block, without biases."""
+    """Self-attention of one block, without biases.
+
+    Attributes:
+        attend: attention of queries over keys and values under a mask, as `grouped_attention`;
+            replaced where other processes hold some of the positions.
+    """
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -108,6 +114,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.dim, keys)
         self.v_proj = Linear(config.dim, keys)
         self.o_proj = Linear(queries, config.dim)
+        self.attend: Callable[[Tensor, Tensor, Tensor, Any], Tensor] = grouped_attention
 
     def project(self, x_btd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: three of (batch, time, heads * head_dim)."""
@@ -142,7 +149,7 @@ class Attention(nn.Module):
         queries, keys, values = map(self._heads, (queries_btd, keys_btd, values_btd))
         queries, keys = apply_rope(queries, cos, sin), apply_rope(keys, cos, sin)
         if cache is None:
-            mixed = grouped_attention(queries, keys, values, mask)
+            mixed = self.attend(queries, keys, values, mask)
         else:
             mixed = cache.attend(queries, keys, values)
         return mixed.transpose(1, 2).flatten(2)

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 
-def block_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> "BlockMask":
-    """`puna.model.attention.document_mask` in blocks of 128 x 128 positions."""
+def block_mask(
+    documents_bt: Tensor, prefixes_bt: Tensor | None = None, first: int = 0
+) -> "BlockMask":
+    """`puna.model.attention.document_mask` in blocks of 128 x 128 positions.
+
+    Of the queries from position ``first`` on only.
+    """
 
     def attends(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        query = query + first
         seen = documents_bt[b, query] == documents_bt[b, key]
         if prefixes_bt is not None:
             seen = seen | (prefixes_bt[b, query] == documents_bt[b, key])
@@ -25,7 +31,7 @@ def block_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> "Bloc
 
     batch, time = documents_bt.shape
     mask: BlockMask = _compiled("create_block_mask")(
-        attends, batch, None, time, time, device=documents_bt.device
+        attends, batch, None, time - first, time, device=documents_bt.device
     )
     return mask
 

@@ -4,8 +4,9 @@ Parameter names are Hugging Face's, so a model folder loads here and there witho
 """
 
 import math
+from collections.abc import Callable
 from itertools import repeat
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +96,7 @@ class Llama(nn.Module):
     Attributes:
         compute_dtype: data type of activations and products; None means that of the weights.
         recompute: which activations training forgets and computes again; None keeps them all.
+        make_mask: from documents and prefixes to what `Attention.attend` takes; replaced with it.
         architecture: what transformers calls this class.
     """
 
@@ -105,6 +107,7 @@ class Llama(nn.Module):
         self.config = config
         self.compute_dtype: torch.dtype | None = None
         self.recompute: Recompute | None = None
+        self.make_mask: Callable[[Tensor, Tensor | None], Any] = packed_mask
         self._frequencies: Tensor | None = None  # of RoPE, kept: they cost more than a small call
         self.model = Trunk(config)
         self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
@@ -172,16 +175,16 @@ class Llama(nn.Module):
             )
         if positions_bt is None:
             positions_bt = torch.arange(length, device=ids_bt.device).expand_as(ids_bt)
-        mask = None if documents_bt is None else packed_mask(documents_bt, prefixes_bt)
+        mask = None if documents_bt is None else self.make_mask(documents_bt, prefixes_bt)
         x_btd = self.model.embed_tokens(ids_bt).to(self.dtype)
-        if cache is None and plain_is_faster(x_btd):
+        if cache is None and plain_is_faster(x_btd) and self.make_mask is packed_mask:
             seen = document_mask(torch.zeros_like(ids_bt[:1])) if mask is None else mask
             assert isinstance(seen, Tensor)
             mask = additive(seen, x_btd.dtype)
         cos, sin = self.rope(positions_bt)
         layers = repeat(None) if cache is None else cache.layers
         recompute = self.recompute if cache is None and torch.is_grad_enabled() else None
-        blocks = self.model.layers.named_children()  # some of them, in a stage of a pipeline
+        blocks = self.model.layers._modules.items()  # some of them, in a stage of a pipeline
         for (number, block), layer in zip(blocks, layers, strict=False):
             run = block if recompute is None else recompute.wrap(int(number), block)
             x_btd = run(x_btd, cos, sin, mask, layer)

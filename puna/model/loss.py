@@ -92,8 +92,8 @@ def _with_gradient(
     hidden_nd: Tensor,
     cast_vd: Tensor,
     labels_n: Tensor,
-    shard: VocabularyShard | None,
     scale_n: Tensor | None = None,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`_logprobs`, and cross-entropy's gradient in the logits, each row times its scale."""
     if shard is not None:
@@ -130,7 +130,7 @@ class _SummedLoss(torch.autograd.Function):
             if not (of_hidden or of_weight):
                 total -= _logprobs(hidden_nd[part], cast, labels_n[part], shard).sum()
                 continue
-            logprobs, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part], shard)
+            logprobs, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part], shard=shard)
             total -= logprobs.sum()
             _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
             del gradient  # before that of the next chunk is made
@@ -219,7 +219,7 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight_vd) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(labels_n), weight_vd):
             _, gradient = _with_gradient(
-                hidden_nd[part], cast, labels_n[part], ctx.shard, -grad_n[part]
+                hidden_nd[part], cast, labels_n[part], -grad_n[part], ctx.shard
             )
             _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
             del gradient
