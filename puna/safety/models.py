@@ -178,7 +178,7 @@ class RemoteModel:
         """See `ChatModel.reply`."""
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "messages": _written(messages),
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -204,6 +204,27 @@ class RemoteModel:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _written(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as OpenAI's protocol has them; a tool's output answers the last call before it."""
+    written: list[dict[str, Any]] = []
+    for number, message in enumerate(messages):
+        fields: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.tool_calls:
+            fields["tool_calls"] = [
+                {
+                    "id": f"call_{number}_{place}",
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for place, call in enumerate(message.tool_calls)
+            ]
+        elif message.role == "tool":
+            calls = [call["id"] for entry in written for call in entry.get("tool_calls", ())]
+            fields["tool_call_id"] = calls[-1] if calls else "call_0_0"
+        written.append(fields)
+    return written
 
 
 class _Refused(PunaError):

@@ -1,0 +1,411 @@
+"""``puna redteam``: attack a model, try findings again, list what there is."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from puna.cli.options import Compile, Json, Weights
+from puna.core.errors import PunaError, UsageError
+
+if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
+    from puna.safety.guard.judgement import Classifier
+    from puna.safety.models import ChatModel
+    from puna.safety.redteam import Cast, RedTeamConfig, Replayed
+
+_SHOWN = 12  # lines of a part in the terminal
+_WHO = "Who takes part"
+_WHAT = "What is tried"
+
+
+class _RunByDefault(TyperGroup):
+    """``puna redteam MODEL`` is short for ``puna redteam run MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RunByDefault,
+    no_args_is_help=True,
+    help="Attack a model with jailbreaks and injections: puna redteam MODEL.",
+)
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|URL",
+        help="A model as of puna chat, or an OpenAI-compatible address: http://HOST/v1[#NAME].",
+    ),
+]
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL|URL", help="Rates answers 1 to 10.", rich_help_panel=_WHO),
+]
+Guard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GUARD|URL",
+        help="Tells whether answers are harmful: a trained guard or a Llama Guard model.",
+        rich_help_panel=_WHO,
+    ),
+]
+Concurrency = Annotated[int, typer.Option(min=1, max=1024, help="Trials at the same time.")]
+Threshold = Annotated[
+    int,
+    typer.Option(
+        min=2,
+        max=10,
+        help="The judge's rating from which on an attack has succeeded.",
+        rich_help_panel=_WHO,
+    ),
+]
+
+
+def register(to: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command()(run)
+    app.command("replay")(replay)
+    app.command("ls")(list_attacks)
+    to.add_typer(app, name="redteam")
+
+
+def run(
+    model: Target,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Attack or family, see ls; repeatable. Default: all but gcg.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    attack_file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="YAML", help="Attacks of your own; repeatable.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="harm, leak, document or tool; repeatable. Default: all.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="S1..S14",
+            help="Hazards that harms are limited to; repeatable.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE",
+            help="en, de, fr, es, it, pt, hi, th, or all; repeatable. Default: en.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Tries of each attack on each goal.", rich_help_panel=_WHAT)
+    ] = 1,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Trials at most: attacks in turn, goals drawn.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer.", rich_help_panel=_WHAT)
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="Of the answers.", rich_help_panel=_WHAT)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of every draw.", rich_help_panel=_WHAT)] = 0,
+    attacker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|URL",
+            help="Writes prompts, for crescendo, pair and tap.",
+            rich_help_panel=_WHO,
+        ),
+    ] = None,
+    judge: Judge = None,
+    guard: Guard = None,
+    threshold: Threshold = 7,
+    concurrency: Concurrency = 16,
+    weights: Weights = "auto",
+    compiled: Compile = True,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: redteam-MODEL.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a model and report how often it gave in.
+
+    Started again with the same options after an interruption, it goes on where it was.
+    """
+    from puna.safety.models import is_address
+    from puna.safety.redteam import RedTeamConfig, make_plan, read_attacks, red_team
+    from puna.safety.redteam.goals import LANGUAGES
+
+    languages = tuple(language or ("en",))
+    fields = {
+        "attacks": tuple(attack or ()),
+        "categories": tuple(category or ()),
+        "languages": LANGUAGES if "all" in languages else languages,
+        "samples": samples,
+        "limit": limit,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "threshold": threshold,
+        **({"kinds": tuple(kind)} if kind else {}),
+    }
+    config = RedTeamConfig.parse(fields, where="redteam")
+    plan = make_plan(
+        config,
+        [one for path in attack_file or [] for one in read_attacks(path)],
+        has_attacker=attacker is not None,
+        has_weights=not is_address(model),
+    )
+    folder = out or Path(f"redteam-{_short(model)}")
+
+    async def work() -> dict[str, Any]:
+        async with _cast(model, attacker, judge, guard, config, weights, compiled) as cast:
+            with _Bar("succeeded") as bar:
+                return await red_team(
+                    config,
+                    cast,
+                    plan,
+                    folder,
+                    concurrency=concurrency,
+                    started=bar.start,
+                    done=lambda record: bar.advance(record.get("success")),
+                )
+
+    summary = asyncio.run(work())
+    if as_json:
+        print(json.dumps({"folder": str(folder), **summary}, ensure_ascii=False))
+    else:
+        _show(summary, folder)
+    if summary["failed"]:
+        raise PunaError(f"{summary['failed']} trials failed: the same command tries them again")
+
+
+def replay(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With findings.jsonl.")],
+    model: Target,
+    judge: Judge = None,
+    guard: Guard = None,
+    threshold: Threshold = 7,
+    concurrency: Concurrency = 16,
+    weights: Weights = "auto",
+    compiled: Compile = True,
+    as_json: Json = False,
+) -> None:
+    """Try the attacks that once succeeded again; exit code 1 when one still does."""
+    from puna.safety.redteam import RedTeamConfig, read_findings
+    from puna.safety.redteam import replay as try_again
+
+    findings = read_findings(folder)
+    if not findings:
+        raise UsageError(f"{folder} holds no findings: no attack had succeeded")
+    config = RedTeamConfig(threshold=threshold)
+
+    async def work() -> "list[Replayed]":
+        async with _cast(model, None, judge, guard, config, weights, compiled) as cast:
+            with _Bar("still succeed") as bar:
+                bar.start(0, len(findings))
+                return await try_again(
+                    cast,
+                    findings,
+                    concurrency=concurrency,
+                    done=lambda replayed: bar.advance(replayed.succeeds),
+                )
+
+    replayed = asyncio.run(work())
+    still = [one for one in replayed if one.succeeds]
+    if as_json:
+        facts = {"model": model, "findings": len(replayed), "still": len(still)}
+        print(json.dumps({**facts, "results": [r.fields() for r in replayed]}, ensure_ascii=False))
+    else:
+        for one in still:
+            print(f"still succeeds: {one.finding.id}")
+        print(f"{len(still)} of {len(replayed)} attacks still succeed")
+    if still:
+        raise typer.Exit(1)
+
+
+def list_attacks(as_json: Json = False) -> None:
+    """Show attacks, goals and languages."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from puna.safety.redteam import attacks, goals
+    from puna.safety.redteam.goals import LANGUAGES, group_names
+
+    known = [
+        {"name": a.name, "family": a.family, "against": list(a.against), "about": a.about}
+        for a in attacks()
+    ]
+    counts: dict[str, int] = {}
+    for goal in goals():
+        counts[goal.group] = counts.get(goal.group, 0) + 1
+    if as_json:
+        print(json.dumps({"attacks": known, "goals": counts, "languages": LANGUAGES}))
+        return
+    table = Table("attack", "family", "against", "what it does")
+    for entry in known:
+        table.add_row(entry["name"], entry["family"], ", ".join(entry["against"]), entry["about"])
+    console = Console()
+    console.print(table)
+    names = group_names()
+    goals_line = ", ".join(f"{names[group]} ({n})" for group, n in counts.items())
+    console.print(f"Goals: {goals_line}", highlight=False)
+    console.print(f"Languages: {', '.join(LANGUAGES)}", highlight=False)
+
+
+@asynccontextmanager
+async def _cast(
+    target: str,
+    attacker: str | None,
+    judge: str | None,
+    guard: str | None,
+    config: "RedTeamConfig",
+    weights: str,
+    compiled: bool,
+) -> "AsyncIterator[Cast]":
+    """Everybody who takes part, each model loaded once, closed in the end."""
+    from puna.inference import Sampling
+    from puna.safety.models import ChatModel, is_address, open_model
+    from puna.safety.redteam import Cast
+    from puna.safety.redteam.white_box import WhiteBox
+
+    opened: dict[str, ChatModel] = {}
+    async with AsyncExitStack() as stack:
+
+        async def open_once(source: str | None) -> ChatModel | None:
+            if source is None:
+                return None
+            if source not in opened:
+                opened[source] = await open_model(source, weights=weights, compile=compiled)
+                stack.push_async_callback(opened[source].close)
+            return opened[source]
+
+        first = await open_once(target)
+        assert first is not None
+        judging = await open_once(guard)
+        limits = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
+        yield Cast(
+            target=first,
+            attacker=await open_once(attacker),
+            judge=await open_once(judge),
+            guard=_guard(judging),
+            sampling=Sampling.parse(limits, where="redteam"),
+            threshold=config.threshold,
+            white_box=None if is_address(target) else WhiteBox.of(target),
+        )
+
+
+def _guard(model: "ChatModel | None") -> "Classifier | None":
+    """A Llama Guard model, in this process or behind an address."""
+    from puna.safety.guard.llama_guard import LocalLlamaGuard, RemoteLlamaGuard
+    from puna.safety.models import LocalModel
+
+    if model is None:
+        return None
+    return LocalLlamaGuard(model) if isinstance(model, LocalModel) else RemoteLlamaGuard(model)
+
+
+class _Bar:
+    """A progress bar on standard error, or a line at each tenth where that is no terminal."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._what = what
+        self._console: Console = Console(stderr=True)
+        self._progress: Progress = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[hits]} " + what),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._hits = self._done = self._all = 0
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, done: int, total: int) -> None:
+        """Say how many there are, and how many were done before."""
+        self._done, self._all = done, total
+        self._task = self._progress.add_task("", total=total, completed=done, hits=0)
+
+    def advance(self, hit: bool | None) -> None:
+        """One more is done."""
+        self._hits += bool(hit)
+        self._done += 1
+        self._progress.update(self._task, completed=self._done, hits=self._hits)
+        if (
+            self._progress.disable
+            and self._done * 10 // self._all > (self._done - 1) * 10 // self._all
+        ):
+            text = f"{self._done} of {self._all} · {self._hits} {self._what}"
+            self._console.print(text, highlight=False)
+
+
+def _show(summary: dict[str, Any], folder: Path) -> None:
+    """The figures for a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from puna.safety.redteam.goals import group_names
+    from puna.safety.redteam.report import outcome, percent
+
+    console, names = Console(), group_names()
+    for part in ("by_family", "by_group", "by_attack"):
+        table = Table(part.removeprefix("by_"), "succeeded", "of", "share", "95% interval")
+        shown = names if part == "by_group" else {}
+        for name, found in list(summary[part].items())[:_SHOWN]:
+            interval = f"{percent(found['low'])} to {percent(found['high'])}"
+            figures = [str(found["successes"]), str(found["n"]), percent(found["share"]), interval]
+            table.add_row(shown.get(name, name), *figures)
+        console.print(table)
+    for pair, both in summary["agreement"].items():
+        kappa = "not defined" if both["kappa"] is None else f"{both['kappa']:.2f}"
+        console.print(f"{pair}: kappa {kappa} on {both['n']} answers", highlight=False)
+    for name, reason in summary["left_out"].items():
+        console.print(f"[dim]not tried: {name} {reason}[/]", highlight=False)
+    console.print(outcome(summary), highlight=False)
+    console.print(f"{folder}: report.html, summary.json, findings.jsonl", highlight=False)
+
+
+def _short(model: str) -> str:
+    """A name for a folder."""
+    kept = [c if c.isalnum() or c in "-._" else "-" for c in model.rstrip("/").split("/")[-1]]
+    return "".join(kept).strip("-.") or "model"
