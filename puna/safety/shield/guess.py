@@ -30,7 +30,7 @@ class Guess:
     def __init__(self) -> None:
         """Start with no evidence."""
         self._counts: Counter[int] = Counter()
-        self._scores: Counter[str] = Counter()
+        self._scores: dict[str, float] = {}
 
     def add(self, line: str) -> None:
         """Take one more line into account."""
@@ -38,12 +38,13 @@ class Guess:
             if self._counts[number] < _COUNTED and pattern.search(line):
                 self._counts[number] += 1
                 for name in names:
-                    self._scores[name] += weight
+                    self._scores[name] = self._scores.get(name, 0) + weight
 
     @property
     def scores(self) -> list[tuple[str, float]]:
         """Languages with their scores, best first; those with enough evidence only."""
-        return [(name, score) for name, score in self._scores.most_common() if score >= _ENOUGH]
+        enough = ((name, score) for name, score in self._scores.items() if score >= _ENOUGH)
+        return sorted(enough, key=lambda pair: -pair[1])
 
     def best(self, code: str = "", errors: Callable[[str, str], float] | None = None) -> str:
         """The likeliest language, ``""`` without enough evidence.
