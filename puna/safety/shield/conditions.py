@@ -10,6 +10,9 @@
 | ``outside`` | comes from outside: a source, or a parameter of the function |
 | ``tainted`` | comes from a source that the language's file names |
 | ``name`` | is a plain variable |
+| ``array`` | is an array of fixed size, declared in the function (C, C++) |
+| ``unchecked`` | names a variable that was compared with nothing before, in the function |
+| ``after NAME`` | uses the variable of capture NAME, which got no new value in between |
 | ``/regex/`` | its source text holds this |
 | ``=/regex/`` | its constant string (or the constant parts of a built one) holds this |
 | anything else | its source text is this |
@@ -19,8 +22,8 @@
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from tree_sitter import Node
@@ -39,6 +42,8 @@ class Place:
     values: Values
     safe: Names | None = None
     """Calls that are harmless for this rule."""
+    captures: Mapping[str, list[Node]] = field(default_factory=dict)
+    """Of a query."""
 
 
 Test = Callable[[Place], bool]
@@ -91,12 +96,55 @@ def _word(word: str) -> Test:
         return lambda place: (
             place.node is not None and of_value(place.values.of(place.node, place.safe))
         )
+    if word in {"array", "unchecked"}:
+        return _array if word == "array" else _unchecked
+    if word.startswith("after "):
+        return lambda place: _after(place, word[6:].strip())
     if len(word) > 2 and word[0] == "/" and word[-1] == "/":
         search = regex(word[1:-1]).search
         return lambda place: place.node is not None and bool(search(text_of(place.node)))
     if len(word) > 3 and word.startswith("=/") and word[-1] == "/":
         return _content(regex(word[2:-1]))
     return _text(word)
+
+
+_IDENTIFIER = re.compile(r"(?<![\w.>])[A-Za-z_]\w*(?!\w|\s*\()")
+_SIZEOF = re.compile(
+    r"sizeof\s*(?:\([^()]*(?:\([^()]*\))?[^()]*\)|\w+)|\((?:\w+\s*)+\**\)(?=\s*\w)"
+)
+_LEAVES = re.compile(r"\b(?:return|goto|break|continue|throw|exit)\b")
+
+
+def _array(place: Place) -> bool:
+    if place.node is None or not _NAME.match(name := text_of(place.node)):
+        return False
+    declared = rf"^\s*(?:\w[\w:<>]*[\s*&]+)+(?:[^;()=]*,\s*)?{name}\s*\[[^\]]+\]"
+    return re.search(declared, place.values.before(place.node), re.M) is not None
+
+
+def _unchecked(place: Place) -> bool:
+    if place.node is None:
+        return False
+    names = set(_IDENTIFIER.findall(_SIZEOF.sub("", text_of(place.node))))
+    names = {name for name in names if not name.isupper()}
+    before = place.values.before(place.node)
+    return bool(names) and not any(
+        re.search(rf"\b{name}\b\s*[<>]=?(?![<>])|(?<![<>-])[<>]=?\s*{name}\b", before)
+        for name in names
+    )
+
+
+def _after(place: Place, capture: str) -> bool:
+    first = place.captures.get(capture)
+    if place.node is None or not first:
+        return False
+    name, start = re.escape(text_of(first[0])), first[0].end_byte
+    between = place.values.text[start : place.node.start_byte].decode("utf-8", "replace")
+    here = text_of(place.node)
+    given = rf"(?<![\w.]){name}\s*=(?!=)|&\s*{name}\b"
+    if re.search(given, between) or _LEAVES.search(between) or re.match(rf"\s*{given}", here):
+        return False
+    return re.search(rf"(?<![\w.>]){name}(?!\w)", here) is not None
 
 
 def _text(wanted: str) -> Test:

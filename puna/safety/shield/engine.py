@@ -11,10 +11,8 @@ from puna.safety.shield.conditions import Place
 from puna.safety.shield.imports import aliases_of
 from puna.safety.shield.rules import Pattern, Rule, RuleSet
 from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
-from puna.safety.shield.values import Values
+from puna.safety.shield.values import LOOK_BACK, Values
 
-_LOOK_BACK = 6000
-"""Bytes before a place that ``function`` and ``file`` conditions may read at most."""
 _BLOCKS = (
     "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
 )  # fmt: skip
@@ -220,12 +218,13 @@ class Scan:
         for index, captures in cursor.matches(self._root):
             pattern = self._engine.raw_owner[index]
             node = captures.get("hit", [None])[0] or next(iter(captures.values()))[0]
-            fits = all(
-                test(Place(captures.get(key, [None])[0], self._values, pattern.safe))
-                for key, test in pattern.where
-            )
+            fits = all(test(self._place_of(captures, key, pattern)) for key, test in pattern.where)
             if fits and self._place_fits(pattern, node):
                 yield node, pattern.rule
+
+    def _place_of(self, captures: dict[str, list[Node]], key: str, pattern: Pattern) -> Place:
+        nodes = captures.get(key)
+        return Place(nodes[0] if nodes else None, self._values, pattern.safe, captures)
 
     # Where a fact stands: what receives it, what is around it, what was written before it.
 
@@ -251,7 +250,7 @@ class Scan:
         start = 0
         if place == "function" and (around := self._values.function(node.start_byte)):
             start = around.start_byte
-        start = max(start, node.end_byte - _LOOK_BACK)
+        start = max(start, node.end_byte - LOOK_BACK)
         return self._data[start : node.end_byte].decode("utf-8", "replace")
 
     def _result(self, node: Node) -> str:

@@ -54,6 +54,7 @@ _QUOTES = words(
 )
 _COMMENTS = words("comment line_comment block_comment multiline_comment Comment")
 _MAX_NAME = 200
+_WORD = re.compile(r"(?<=['\"`])[\w.-]+(?=['\"`])")
 _PREFIX_QUOTE = re.compile(r"^[a-zA-Z@$#]*(\"\"\"|'''|[\"'`])|(\"\"\"|'''|[\"'`])#*$")
 
 
@@ -284,10 +285,19 @@ class Reader:
         names = children(target) if target.type.endswith(("_list", "_pattern")) else [target]
         values = children(value) if value.type == "expression_list" else [value]
         if len(names) == 1:
-            return [(self._name(names[0], 0), values[0] if len(values) == 1 else value)]
+            return [(self._target(names[0]), values[0] if len(values) == 1 else value)]
         if len(values) == len(names):
-            return [(self._name(n, 0), v) for n, v in zip(names, values, strict=True)]
-        return [(self._name(name, 0), value) for name in names]
+            return [(self._target(n), v) for n, v in zip(names, values, strict=True)]
+        return [(self._target(name), value) for name in names]
+
+    def _target(self, node: Node) -> str:
+        """Name of what gets a value; an entry is named by its key: ``config["debug"]``."""
+        if node.type in SUBSCRIPTS and len(parts := children(node)) == 2:
+            key = parts[1]
+            if key.type in STRINGS or key.named_child_count == 1:
+                word = _WORD.search(text_of(key))
+                return f"{self._name(parts[0], 0)}.{word[0]}" if word else "?"
+        return self._name(node, 0)
 
 
 def _unfold(holder: Node) -> list[Node]:

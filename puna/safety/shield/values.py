@@ -34,6 +34,8 @@ _NUMBERS = words(
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
 _MAX_DEPTH = 12
+LOOK_BACK = 6000
+"""Bytes before a place that conditions on what stands there read at most."""
 
 
 @dataclass(slots=True)
@@ -108,6 +110,18 @@ class Values:
             if self._functions[n].end_byte > at:
                 return self._functions[n]
         return None
+
+    @property
+    def text(self) -> bytes:
+        """All that is parsed."""
+        return self._root.text or b""
+
+    def before(self, node: Node) -> str:
+        """The text of the function around a node, or of the file, from its start to the node."""
+        around = self.function(node.start_byte)
+        whole = around if around is not None else self._root
+        text = (whole.text or b"")[: node.start_byte - whole.start_byte]
+        return text[-LOOK_BACK:].decode("utf-8", "replace")
 
     def of(self, node: Node | None, safe: Names | None = None, depth: int = 0) -> Value:
         """What an expression is made of; ``safe`` names calls that are harmless for this rule."""
