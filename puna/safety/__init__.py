@@ -3,6 +3,14 @@
 Here is what a safeguard is; the rooms within make them.
 """
 
-from puna.safety.safeguard import Decision, OutputFilter, Safeguard, Subject, Verdict
+from puna.safety.safeguard import (
+    Cleaner,
+    Decision,
+    OutputFilter,
+    Safeguard,
+    SlowFilter,
+    Subject,
+    Verdict,
+)
 
-__all__ = ["Decision", "OutputFilter", "Safeguard", "Subject", "Verdict"]
+__all__ = ["Cleaner", "Decision", "OutputFilter", "Safeguard", "SlowFilter", "Subject", "Verdict"]

@@ -8,7 +8,7 @@ released, its token ids and log-probabilities included, never leaves the server.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from puna.tokenizer import Message
 
@@ -61,4 +61,22 @@ class Safeguard(Protocol):
 
     def output_filter(self, subject: Subject) -> OutputFilter:
         """A filter for one answer."""
+        ...
+
+
+@runtime_checkable
+class SlowFilter(OutputFilter, Protocol):
+    """An output filter whose judgement takes time, off the event loop."""
+
+    async def settled(self) -> None:
+        """The answer is complete: wait until `flush` can release what may be released."""
+        ...
+
+
+@runtime_checkable
+class Cleaner(Protocol):
+    """A safeguard that takes things out of prompts before the model reads them."""
+
+    def clean(self, text: str) -> str:
+        """A text of a prompt without what must not reach the model."""
         ...

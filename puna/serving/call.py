@@ -7,6 +7,7 @@ that limits, safeguard, measurement and cancellation are the same on every path.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from puna.core.errors import UsageError
 from puna.inference import Delta, Request, check_fits
 from puna.inference.worker import Answer
-from puna.safety import Safeguard, Subject, Verdict
+from puna.safety import Cleaner, Safeguard, Subject, Verdict
 from puna.serving.auth import Holder
 from puna.serving.errors import ApiError, as_api_error, server_error
 from puna.serving.guard import Filtered
@@ -78,6 +79,19 @@ class Call:
         if self._waiting is not None:
             self._waiting.cancel()
 
+    async def cleaned(self, texts: Sequence[str]) -> list[str]:
+        """Texts of the prompt without what the safeguard keeps from the model."""
+        guard = self._safeguard
+        if not isinstance(guard, Cleaner):
+            return list(texts)
+        clean = guard.clean
+        return await self._wait(asyncio.to_thread(lambda: [clean(text) for text in texts]))
+
+    async def cleaned_turns(self, turns: Sequence[Message]) -> list[Message]:
+        """`cleaned` for a conversation."""
+        contents = await self.cleaned([turn.content for turn in turns])
+        return [replace(turn, content=c) for turn, c in zip(turns, contents, strict=True)]
+
     async def generate(
         self, served: Served, requests: Sequence[Request]
     ) -> AsyncGenerator[tuple[int, Delta], None]:
@@ -100,7 +114,7 @@ class Call:
                 if index not in unfinished:
                     continue  # it came before a blocked answer was closed
                 measure.took(index, delta)
-                delta = self._checked(index, delta, filters.get(index))
+                delta = await self._checked(index, delta, filters.get(index))
                 if delta.finish is not None:
                     unfinished.remove(index)
                     answers[index].close()
@@ -199,14 +213,14 @@ class Call:
             return {}
         return {n: Filtered(guard.output_filter(subject)) for n, subject in enumerate(subjects)}
 
-    def _checked(self, index: int, delta: Delta, output: Filtered | None) -> Delta:
+    async def _checked(self, index: int, delta: Delta, output: Filtered | None) -> Delta:
         """What of ``delta`` may leave; the verdict is counted when the answer ends."""
         if delta.finish in ("error", "cancelled"):  # the latter when the engine is closed
             log(level="error", id=self.request_id, error=delta.error or "the engine was closed")
             raise server_error()
         if output is None:
             return delta
-        released = output.push(delta)
+        released = await self._wait(output.push(delta))
         if released.finish is not None:
             self._figures.verdicts["output", output.verdict.decision] += 1
             if output.verdict.decision != "allow":

@@ -85,7 +85,7 @@ class _Chat:
         toolbox = _toolbox(body)
         structure = toolbox.structure(served, _structure(body))
         check_results_follow_calls(body.messages)
-        call.messages = turns = turns_of(body.messages)
+        call.messages = turns = await call.cleaned_turns(turns_of(body.messages))
         go_on = bool(body.continue_final_message)
         prompt = prompt_of(served, turns, toolbox.tools, go_on=go_on)
         limit = body.max_completion_tokens or body.max_tokens or served.context

@@ -15,7 +15,7 @@ from puna.serving.call import Call, call_of
 from puna.serving.chat import FINGERPRINT
 from puna.serving.errors import ApiError
 from puna.serving.hub import Served
-from puna.serving.prompts import Given, Prompt, prompts_of
+from puna.serving.prompts import Given, Prompt, cleaned, prompts_of
 from puna.serving.sampling import requests_of, sampling_of, structure_of
 from puna.serving.schemas import (
     MOST_CHOICES,
@@ -100,6 +100,7 @@ async def create_completion(
 ) -> Response:
     """Go on with texts. Fields not listed here are ignored."""
     served = call.hub.get(body.model)
+    body = body.model_copy(update={"prompt": await cleaned(body.prompt, call)})
     completion = _Completion(body, call, served)
     deltas = call.generate(served, await completion.requests())
     if body.stream:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from puna.serving.call import Call, call_of
 from puna.serving.errors import ApiError
-from puna.serving.prompts import Prompt, prompts_of
+from puna.serving.prompts import Prompt, cleaned, prompts_of
 from puna.serving.schemas import WHOLE, Body, Name, Part, ShortText
 
 router = APIRouter(tags=["OpenAI"])
@@ -66,7 +66,7 @@ async def create_embedding(
     n_dims = served.engine.engine.model.config.dim
     if body.dimensions not in (None, n_dims):
         raise ApiError(400, f"this model's vectors have {n_dims} dimensions", param="dimensions")
-    given = prompts_of(body.input, served.tokenizer, bos=True)
+    given = prompts_of(await cleaned(body.input, call), served.tokenizer, bos=True)
     prompts = [prompt.ids for prompt in given]
     vectors = await call.embed(served, prompts)
     n_tokens = sum(map(len, prompts))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from puna.inference import Delta, TokenLogprob
-from puna.safety import OutputFilter, Verdict
+from puna.safety import OutputFilter, SlowFilter, Verdict
 
 
 class Filtered:
@@ -21,10 +21,12 @@ class Filtered:
         """What the filter thinks so far."""
         return self._filter.verdict
 
-    def push(self, delta: Delta) -> Delta:
+    async def push(self, delta: Delta) -> Delta:
         """What of ``delta``, and of earlier ones, may leave; a block ends the answer."""
         text = self._filter.push(delta.text)
         if delta.finish is not None and self.verdict.decision != "block":
+            if isinstance(self._filter, SlowFilter):
+                await self._filter.settled()
             text += self._filter.flush()
         if self.verdict.decision == "block":
             return replace(delta, ids=(), text=text, logprobs=(), finish="content_filter")

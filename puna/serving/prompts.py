@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from puna.serving.call import Call
 from puna.serving.schemas import Content, TokenId
 from puna.tokenizer import Tokenizer
 
@@ -38,6 +39,14 @@ def prompts_of(prompt: Prompt, tokenizer: Tokenizer, *, bos: bool) -> list[Given
     if isinstance(prompt[0], int):
         return [_read([i for i in prompt if isinstance(i, int)], tokenizer, bos)]
     return [_read(item, tokenizer, bos) for item in prompt if not isinstance(item, int)]
+
+
+async def cleaned(prompt: Prompt, call: Call) -> Prompt:
+    """The prompt without what the safeguard keeps from the model; token ids stay as they are."""
+    if isinstance(prompt, str):
+        return (await call.cleaned([prompt]))[0]
+    texts = [item for item in prompt if isinstance(item, str)]
+    return await call.cleaned(texts) if texts else prompt
 
 
 def _read(given: str | Sequence[int], tokenizer: Tokenizer, bos: bool) -> Given:

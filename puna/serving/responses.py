@@ -48,7 +48,7 @@ async def create_response(
     served = call.hub.get(body.model)
     toolbox = _toolbox(body)
     structure = toolbox.structure(served, _structure(body))
-    call.messages = turns = _turns(body)
+    call.messages = turns = await call.cleaned_turns(_turns(body))
     prompt = prompt_of(served, turns, toolbox.tools)
     sampling = _sampling(body, served)
     (request,) = await requests_of(served, [prompt], sampling, structure=structure)

@@ -1,3 +1,4 @@
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -193,7 +194,8 @@ def test_ids_and_log_probabilities_never_overtake_their_text(pieces: list[str], 
     for n, piece in enumerate(pieces):
         last = n == len(pieces) - 1 and ends
         entry = TokenLogprob(n, -1.0)
-        delta = filtered.push(Delta((n,), piece, (entry,), finish="length" if last else None))
+        pushed = Delta((n,), piece, (entry,), finish="length" if last else None)
+        delta = asyncio.run(filtered.push(pushed))
         text += delta.text
         ids += delta.ids
         logprobs += [entry.id for entry in delta.logprobs]
