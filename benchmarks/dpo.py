@@ -2,14 +2,16 @@
 
     python benchmarks/dpo.py                                  # all of it: about 8 minutes
     python benchmarks/dpo.py --quick --vocabulary 8192        # two steps of each side
+    python benchmarks/dpo.py --shape 1b --vocabulary 128256 --precision bf16   # on a GPU
 
-A Llama of 23.6M parameters besides its tied embedding; 4 pairs a step, prompts of 64 to 192 tokens
-and answers of 32 to 128. Tokens are those of both conversations of each pair, written out in full,
-on both sides, so a token that is computed once for two answers counts twice. TRL runs with its
-defaults in bf16; in fp32 without activation checkpointing, which suits it better there. Puna's
-reference is computed once before the first step, TRL's in each step, as each does by default;
-``with_reference`` is Puna's speed with that pass added, as in a run of a single epoch.
-Puna computes activations again; ``--recompute none`` keeps them: faster, twice the working memory.
+A Llama of 23.6M parameters besides its tied embedding, or one of Llama 3.2's shapes on a GPU; 4
+pairs a step, 16 on a GPU, prompts of 64 to 192 tokens and answers of 32 to 128. Tokens are those of
+both conversations of each pair, written out in full, on both sides, so a token that is computed
+once for two answers counts twice. TRL runs with its defaults in bf16; in fp32 without activation
+checkpointing, which suits it better there. Puna's reference is computed once before the first step,
+TRL's in each step, as each does by default; ``with_reference`` is Puna's speed with that pass
+added, as in a run of a single epoch. Puna computes activations again; ``--recompute none`` keeps
+them: faster, twice the working memory.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import numpy as np
 import tuning
 from harness import Claim
 
-PAIRS = 4  # in a step
+PAIRS = 16 if tuning.on_gpu() else 4  # in a step
 STEPS = 64
 LEAST = {(8192, "fp32"): 2.5, (8192, "bf16"): 3.0, (128_256, "fp32"): 4.0, (128_256, "bf16"): 4.0}
 
@@ -43,17 +45,16 @@ def token_pairs() -> list[tuple[list[int], list[int], list[int]]]:
 
 
 def run_puna(folder: Path, precision: str, recompute: str) -> None:
-    import torch
-
-    from puna.alignment import Comparison, DPOConfig, DPOObjective, PairRows, reference_logprobs
+    from puna.alignment import Comparison, DPOConfig, DPOObjective, PairRows
     from puna.alignment.pairs import AnswerTokens
+    from puna.alignment.reference import text_logprobs
     from puna.core.events import EventLog
     from puna.formats import load_model
     from puna.training import LoopConfig, train
     from puna.training.loop import compute_dtype
 
     turns = tuning.Turns()
-    model, _ = load_model(folder)
+    model, _ = load_model(folder, device=tuning.device())
     loop = LoopConfig.parse(
         {
             "steps": STEPS,
@@ -70,9 +71,10 @@ def run_puna(folder: Path, precision: str, recompute: str) -> None:
         Comparison(prompt, tuple(AnswerTokens(a, [True] * (len(a) - 1) + [False]) for a in answers))
         for prompt, *answers in token_pairs()
     ]
-    model.compute_dtype = compute_dtype(loop, torch.device("cpu"))
+    model.compute_dtype = compute_dtype(loop, model.device)
+    text_logprobs(model, pairs[4 * PAIRS : 8 * PAIRS])  # what is compiled is compiled here
     started = time.perf_counter()
-    reference_logprobs(model, pairs[: 4 * PAIRS], folder / "kept")
+    text_logprobs(model, pairs[: 4 * PAIRS])
     per_pair = (time.perf_counter() - started) / (4 * PAIRS)
     config = DPOConfig()
     rows = PairRows(pairs, np.full((len(pairs), 2), -700.0), config)
@@ -117,7 +119,7 @@ def run_trl(folder: Path, precision: str) -> None:
         ref_model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=DPOConfig(
             output_dir=str(folder / "trl"),
-            use_cpu=True,
+            use_cpu=not tuning.on_gpu(),
             bf16=bf16,
             gradient_checkpointing=bf16,
             per_device_train_batch_size=PAIRS,
@@ -143,11 +145,11 @@ def run_trl(folder: Path, precision: str) -> None:
 
 
 def compare(
-    vocab_size: int, precision: str, recompute: str, repeats: int
+    shape: str, vocab_size: int, precision: str, recompute: str, repeats: int
 ) -> tuple[dict[str, Any], list[Claim]]:
     """Both sides' figures, and what must hold of them."""
     with tempfile.TemporaryDirectory() as scratch:
-        n_params = tuning.build_folder(Path(scratch), vocab_size)
+        n_params = tuning.build_folder(Path(scratch), vocab_size, shape)
         sides = {
             side: [
                 __file__,
@@ -166,7 +168,7 @@ def compare(
             found = running.medians(repeats)
     ours, theirs = found["puna"], found["trl"]
     with_reference = ours["tokens"] / (ours["seconds"] + ours["reference_seconds"])
-    name = f"vocabulary {vocab_size:,}, {precision}"
+    name = f"{shape}, vocabulary {vocab_size:,}, {precision}"
     least = LEAST[vocab_size, precision]
     memory = [tuning.working_bytes(side, n_params) / 1e9 for side in (ours, theirs)]
     claims = [
@@ -180,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=("puna", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shape", choices=tuning.SHAPES, default="small")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 128_256])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--recompute", choices=("none", "selective", "full"), default="selective")
@@ -196,7 +199,9 @@ def main() -> None:
     claims: list[Claim] = []
     repeats = 2 if arguments.quick else 5
     for vocab_size, precision in itertools.product(arguments.vocabulary, arguments.precision):
-        figures, held = compare(vocab_size, precision, arguments.recompute, repeats)
+        figures, held = compare(
+            arguments.shape, vocab_size, precision, arguments.recompute, repeats
+        )
         tuning.show(figures)
         report["runs"].append(figures)
         claims += held

@@ -2,12 +2,14 @@
 
     python benchmarks/sft.py                 # about 3 minutes
     python benchmarks/sft.py --quick
+    python benchmarks/sft.py --shape 1b --vocabulary 128256      # on a GPU
 
-A Llama of 23.6M parameters besides its tied embedding of 8,192 tokens; texts of chat length, 16 to
-400 tokens, most of them short. Tokens are those of the texts, padding left out. Puna and TRL pack
-into rows of 512 and take 4 a step; Trainer takes 16 texts a step, padded to the longest. Each side
-runs with its defaults: Puna and TRL in bf16, TRL with activation checkpointing, Trainer in fp32.
-``--bf16`` lets Trainer have bf16 too.
+A Llama of 23.6M parameters besides its tied embedding of 8,192 tokens, or one of Llama 3.2's shapes
+on a GPU; texts of chat length, 16 to 400 tokens, most of them short. Tokens are those of the texts,
+padding left out. Puna and TRL pack into rows of 512 and take 4 a step, on a GPU 8 of 2,048; Trainer
+takes 16 texts a step, on a GPU 64, padded to the longest. Each side runs with its defaults: Puna
+and TRL in bf16, TRL with activation checkpointing, Trainer in fp32. ``--bf16`` lets Trainer have
+bf16 too.
 """
 
 import argparse
@@ -20,15 +22,16 @@ import numpy as np
 import tuning
 from harness import Claim
 
-ROW, ROWS, TEXTS_A_STEP = 512, 4, 16
-STEPS, VOCABULARY = 40, 8192
+ROW, ROWS, TEXTS_A_STEP = (2048, 8, 64) if tuning.on_gpu() else (512, 4, 16)
+STEPS = 40
+N_TEXTS = 8000 if tuning.on_gpu() else 1000
 SIDES = ("puna", "trl", "transformers")
 
 
 def texts() -> list[list[int]]:
     """Texts of chat length: half of them have fewer than 100 tokens."""
     rng = np.random.default_rng(2)
-    lengths = np.clip(rng.lognormal(np.log(100), 0.8, 1000).astype(int), 16, 400)
+    lengths = np.clip(rng.lognormal(np.log(100), 0.8, N_TEXTS).astype(int), 16, 400)
     return [tuning.random_ids(rng, int(n), int(n)) for n in lengths]
 
 
@@ -39,12 +42,12 @@ def run_puna(folder: Path) -> None:
     from puna.training import LoopConfig, RowSource, next_token, train
 
     turns = tuning.Turns()
-    model, _ = load_model(folder)
+    model, _ = load_model(folder, device=tuning.device())
     items = [(ids, [True] * len(ids)) for ids in texts()]
-    rows = PackedRows(write_tokens(folder / "tokens", items, VOCABULARY), ROW)
+    rows = PackedRows(write_tokens(folder / "tokens", items, model.config.vocab_size), ROW)
     loop = LoopConfig(
         steps=STEPS, batch_rows=ROWS, learning_rate=tuning.LEARNING_RATE, log_every=STEPS,
-        checkpoint_every=STEPS,
+        checkpoint_every=STEPS, compile=tuning.on_gpu(),
     )  # fmt: skip
     batches = RowSource(rows, 1, loop)
     counts: list[int] = []
@@ -78,7 +81,7 @@ def run_peer(folder: Path, side: str, *, bf16: bool) -> None:
 
     common: dict[str, Any] = {
         "output_dir": str(folder / side),
-        "use_cpu": True,
+        "use_cpu": not tuning.on_gpu(),
         "learning_rate": tuning.LEARNING_RATE,
         "max_steps": STEPS,
         "report_to": [],
@@ -118,6 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--shape", choices=tuning.SHAPES, default="small")
+    parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--bf16", action="store_true", help="transformers' Trainer in bf16")
     parser.add_argument("--quick", action="store_true", help="two steps in place of five")
     parser.add_argument("--json", type=Path, help="write all figures here")
@@ -129,7 +134,7 @@ def main() -> None:
         run_peer(arguments.folder, arguments.side, bf16=arguments.bf16)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        n_params = tuning.build_folder(Path(scratch), VOCABULARY)
+        n_params = tuning.build_folder(Path(scratch), arguments.vocabulary, arguments.shape)
         mode = ["--bf16"] if arguments.bf16 else []
         commands = {s: [__file__, "--side", s, "--folder", scratch, *mode] for s in SIDES}
         with tuning.Sides(commands) as running:

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from harness import Claim, Side, rounds
 
+from puna.core.devices import default_device as device
 from puna.core.devices import describe_machine
 
-SHAPE = {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408, "context": 1024}
+SMALL = {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408, "context": 1024}
+SHAPES = ("small", "1b", "3b")  # the last two for a GPU
 LEARNING_RATE = 1e-6
 STATE_BYTES = 16  # of a parameter under AdamW: weight, gradient and two moments in fp32
 
@@ -44,8 +47,9 @@ class Turns:
 
     def end(self, n_tokens: int, **figures: float) -> None:
         """Tell how long the step took."""
+        synchronise()
         seconds = time.perf_counter() - self._started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_bytes()
         answer = {"tokens_per_s": n_tokens / seconds, "seconds": seconds}
         memory = {"grown_bytes": peak - self.before, "peak_bytes": peak}
         self._replies.write(json.dumps(answer | memory | figures) + "\n")
@@ -66,8 +70,28 @@ def turn_taking(turns: Turns, counts: list[int]) -> Any:
     return TakeTurns()
 
 
+def on_gpu() -> bool:
+    """Whether the sides train on a GPU."""
+    return torch.cuda.is_available()
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+def peak_bytes() -> int:
+    """The most memory this process had: of the GPU where there is one."""
+    if on_gpu():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
+    """Memory of this process that is in use now; of the GPU where there is one."""
+    if on_gpu():
+        return torch.cuda.memory_allocated()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -96,15 +120,25 @@ def working_bytes(figures: Mapping[str, float], n_params: int) -> float:
     return figures["grown_bytes"] - STATE_BYTES * n_params
 
 
-def build_folder(folder: Path, vocab_size: int) -> int:
-    """Write the model all sides load, with a small tokenizer; its number of parameters."""
+def build_folder(folder: Path, vocab_size: int, shape: str = "small") -> int:
+    """Write the model all sides load, with a small tokenizer; its number of parameters.
+
+    ``shape`` "1b" and "3b" are those of Llama 3.2.
+    """
+    import train_gpu
+
     from puna.formats import save_model
     from puna.model import Llama, LlamaConfig
+    from puna.model.config import llama_config
     from puna.tokenizer import Tokenizer
 
-    fields = SHAPE | {"vocab_size": vocab_size, "tie_embeddings": True}
-    model = Llama(LlamaConfig.parse(fields, where="benchmark"))
-    model.init_weights(seed=1)
+    if shape == "small":
+        fields = SMALL | {"vocab_size": vocab_size, "tie_embeddings": True}
+        model = Llama(LlamaConfig.parse(fields, where="benchmark"))
+        model.init_weights(seed=1)
+    else:
+        published = {"rope_scaling": None, "context": 8192, "vocab_size": vocab_size}
+        model = train_gpu.new_model(llama_config(f"llama3.2-{shape}", **published), device())
     save_model(
         folder, model, Tokenizer.train(["Hello there, how are you? "] * 9, 280, n_special=16)
     )

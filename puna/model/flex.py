@@ -40,7 +40,10 @@ def flex_attention(
     queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor, mask: "BlockMask"
 ) -> Tensor:
     """As `puna.model.attention.grouped_attention`."""
-    mixed: Tensor = _compiled("flex_attention")(
+    from torch.nn.attention.flex_attention import flex_attention as plain
+
+    run = plain if torch.compiler.is_compiling() else _compiled("flex_attention")
+    mixed: Tensor = run(
         queries_bhtd,
         keys_bgtd,
         values_bgtd,

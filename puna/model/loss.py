@@ -23,12 +23,16 @@ GPU_ROWS = (256, 2048)  # of a chunk on a GPU, at least and at most
 IGNORED = -100  # label of a position without a target
 
 
-def _chunks(n_tokens: int, weight_vd: Tensor) -> Iterator[slice]:
-    """Slices of the tokens whose logits are made at once."""
+def chunk_rows(n_tokens: int, weight_vd: Tensor) -> int:
+    """Tokens whose logits are made at once, at most."""
     if weight_vd.is_cuda:
-        size = min(max(n_tokens // GPU_CHUNKS, GPU_ROWS[0]), GPU_ROWS[1])
-    else:
-        size = max(1, CHUNK_BYTES // (4 * len(weight_vd)))
+        return min(max(n_tokens // GPU_CHUNKS, GPU_ROWS[0]), GPU_ROWS[1])
+    return max(1, CHUNK_BYTES // (4 * len(weight_vd)))
+
+
+def _chunks(n_tokens: int, weight_vd: Tensor) -> Iterator[slice]:
+    """Slices of the tokens, one for each chunk."""
+    size = chunk_rows(n_tokens, weight_vd)
     return (slice(start, start + size) for start in range(0, n_tokens, size))
 
 

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from puna.core.devices import default_device
 from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
-from puna.model import loss as loss_head
+from puna.model.loss import chunk_rows
 from puna.model.attention import PLAIN_POSITIONS, plain_is_faster
 from puna.training.adamw8bit import BLOCK, SMALL
 from puna.training.config import LoopConfig
@@ -133,15 +133,19 @@ def _activations(model: Llama, config: LlamaConfig, loop: LoopConfig, ids_bt: Te
     """Bytes kept of a forward pass through all layers, from those through few."""
     every = loop.recompute_every
     groups, rest = divmod(config.n_layers, every)
-    of_group = _kept(model, 2 * every, ids_bt) - _kept(model, every, ids_bt)
-    total = _kept(model, rest, ids_bt) + groups * of_group
+    counted = [_kept(model, n, ids_bt) for n in (rest, every, 2 * every)]
+    total = counted[0] + groups * (counted[2] - counted[1])
     if loop.recompute == "selective":  # what is kept on purpose is not kept by autograd
         total += -(-config.n_layers // every) * _results(model, ids_bt)
     return total
 
 
 def _kept(model: Llama, n_layers: int, ids_bt: Tensor, *, documents: bool = True) -> int:
-    """Bytes that autograd keeps when the one block of ``model`` runs so many times."""
+    """Bytes that autograd keeps when the one block of ``model`` runs so many times.
+
+    On a GPU attention is fused, with documents or without, and what it keeps is the same.
+    """
+    documents = documents and not ids_bt.is_cuda
     block = model.model.layers[0]
     own = {_place(tensor) for tensor in (*model.parameters(), *model.buffers())}
     held: dict[int, torch.UntypedStorage] = {}
@@ -205,8 +209,12 @@ def _moments(tensors: list[Tensor], loop: LoopConfig) -> int:
 
 
 def _logits(head: Tensor, n_tokens: int, dtype: torch.dtype) -> int:
-    """A chunk's logits in fp32, its gradient and the head in ``dtype``, the states' gradient."""
-    chunk = min(loss_head.CHUNK_BYTES, 4 * n_tokens * head.shape[0])
+    """A chunk's logits, its gradient and the head in ``dtype``, the states' gradient.
+
+    On CPU logits are in fp32, on a GPU as the product makes them.
+    """
+    numbers = min(n_tokens, chunk_rows(n_tokens, head)) * head.shape[0]
+    chunk = numbers * ((dtype.itemsize if head.is_cuda else 4) + dtype.itemsize)
     copies = 0 if head.dtype == dtype else head.numel() * dtype.itemsize
     states = 2 * n_tokens * head.shape[1] * dtype.itemsize
-    return chunk + chunk * dtype.itemsize // 4 + copies + states
+    return chunk + copies + states
