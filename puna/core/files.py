@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sha256_folder(path: Path) -> str:
-    """Hex SHA-256 over the names and contents of all files below ``path``."""
+def sha256_folder(path: Path, *, without: Collection[str] = ()) -> str:
+    """Hex SHA-256 over the names and contents of all files below ``path``.
+
+    ``without`` names files, as paths within the folder, that do not count.
+    """
     digest = hashlib.sha256()
     for item in sorted(path.rglob("*")):
-        if item.is_file():
-            digest.update(f"{item.relative_to(path).as_posix()}\0{sha256_file(item)}\n".encode())
+        name = item.relative_to(path).as_posix()
+        if item.is_file() and name not in without:
+            digest.update(f"{name}\0{sha256_file(item)}\n".encode())
     return digest.hexdigest()
 
 
