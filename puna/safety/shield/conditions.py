@@ -118,7 +118,7 @@ _LEAVES = re.compile(r"\b(?:return|goto|break|continue|throw|exit)\b")
 def _array(place: Place) -> bool:
     if place.node is None or not _NAME.match(name := text_of(place.node)):
         return False
-    declared = rf"^\s*(?:\w[\w:<>]*[\s*&]+)+(?:[^;()=]*,\s*)?{name}\s*\[[^\]]+\]"
+    declared = rf"(?:^|[;{{}}])\s*(?:\w[\w:<>]*[\s*&]+)+(?:[^;()=]*,\s*)?{name}\s*\[[^\]]+\]"
     return re.search(declared, place.values.before(place.node), re.M) is not None
 
 

@@ -121,6 +121,7 @@ class Scan:
         yield from self._sets(captures.get("set", ()))
         if self._engine.rules.built:
             yield from self._built(captures.get("built", ()))
+            yield from self._built(self._builders(captures.get("call", ())))
         yield from self._texts(start, end)
         if self._engine.raw_owner:
             yield from self._queries(start, end)
@@ -132,10 +133,12 @@ class Scan:
             patterns = by_last.get(reader.last(node))
             if not patterns and not others:
                 continue
-            call: Call | None = None
+            name, call = reader.callee(node), None
             for pattern in [*(patterns or ()), *others]:
+                if not self._named(pattern, name):
+                    continue
                 call = call or reader.call(node)
-                if self._named(pattern, call.name) and self._call_fits(pattern, call):
+                if self._call_fits(pattern, call):
                     yield node, pattern.rule
 
     @staticmethod
@@ -172,6 +175,14 @@ class Scan:
 
     def _value_fits(self, pattern: Pattern, node: Node) -> bool:
         return pattern.value is None or pattern.value(Place(node, self._values, pattern.safe))
+
+    def _builders(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        """Calls that make a string of their arguments."""
+        builders = self._engine.rules.knowledge.builders
+        lasts = frozenset(builders.lasts())
+        for node in nodes:
+            if self._reader.last(node) in lasts and builders.match(self._reader.callee(node)):
+                yield node
 
     def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         kinds = self._engine.grammar.concats | self._engine.grammar.interpolated

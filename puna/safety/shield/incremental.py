@@ -74,13 +74,17 @@ class GrowingCode:
 
     def _parse(self, text: bytes) -> Tree:
         end = time.perf_counter() + self._deadline
-        before = () if self._tree is None else (self._tree,)
+
+        def read(at: int, _: Point) -> bytes:
+            return text[at : at + _CHUNK]
+
+        def is_late(*_: object) -> bool:
+            return time.perf_counter() > end
+
         try:
-            return self._parser.parse(
-                lambda at, _: text[at : at + _CHUNK],
-                *before,
-                progress_callback=lambda *_: time.perf_counter() > end,
-            )
+            if self._tree is None:
+                return self._parser.parse(read, progress_callback=is_late)
+            return self._parser.parse(read, self._tree, progress_callback=is_late)
         except ValueError:
             self._parser.reset()
             self._tree = None
