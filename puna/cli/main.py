@@ -14,10 +14,12 @@ from puna.cli import (
     cyberseceval,
     models,
     online,
+    plan,
     preferences,
     recipes,
     redteam,
     sample,
+    scaling,
     serve,
     shield,
     tokenizers,
@@ -40,10 +42,12 @@ compress.register(app)
 sample.register(app)
 models.register(app)
 serve.register(app)
+plan.register(app)
 shield.register(app)
 redteam.register(app)
 cyberseceval.register(app)
 app.add_typer(tokenizers.app, name="tokenizer")
+app.add_typer(scaling.app, name="scaling")
 
 
 def _print_version(asked: bool) -> None:

@@ -2,7 +2,13 @@
 
 from puna.model.attention import additive, grouped_attention
 from puna.model.cache import Cache, LayerCache
-from puna.model.config import SIZES, LlamaConfig, RopeScaling, llama_config
+from puna.model.config import (
+    SIZES,
+    LlamaConfig,
+    RopeScaling,
+    llama_config,
+    published_size,
+)
 from puna.model.llama import Llama
 from puna.model.lora import LoraConfig, adapter_disabled, add_lora
 from puna.model.loss import IGNORED, cross_entropy_sum, token_logprobs
@@ -26,5 +32,6 @@ __all__ = [
     "llama_config",
     "merge",
     "merged_copy",
+    "published_size",
     "token_logprobs",
 ]

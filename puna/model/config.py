@@ -112,6 +112,21 @@ _SIZES: dict[str, tuple[tuple[int, int, int, int, int, bool], float | None]] = {
 SIZES = tuple(_SIZES)
 
 
+def published_size(name: str) -> str | None:
+    """The size that a model's name stands for; None where it names none.
+
+    ``meta-llama/Llama-3.1-8B-Instruct`` is ``llama3.1-8b``; a name that gives only the generation
+    and a number, such as ``llama3-405b``, is the release that has it.
+    """
+    plain = name.rsplit("/", 1)[-1].lower().removeprefix("meta-").replace("llama-", "llama")
+    for size in SIZES:
+        if plain.startswith(size):
+            return size
+    family, _, number = plain.partition("-")
+    alike = [size for size in SIZES if size.split("-")[1] == number.split("-")[0]]
+    return alike[0] if family == "llama3" and alike else None
+
+
 def llama_config(size: str, **changes: Any) -> LlamaConfig:
     """The configuration of a published size, e.g. ``llama_config("llama3.1-8b")``.
 

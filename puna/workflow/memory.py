@@ -11,7 +11,7 @@ from puna.core.devices import default_device
 from puna.formats import load_model
 from puna.formats.hf_config import load_config
 from puna.formats.resolve import SMOLLM2, smollm2_folder
-from puna.model import SIZES, LlamaConfig, LoraConfig, llama_config
+from puna.model import LlamaConfig, LoraConfig, llama_config, published_size
 from puna.training import LoopConfig
 from puna.training.estimate import Estimate, estimate
 from puna.workflow.recipe import Recipe
@@ -80,6 +80,5 @@ def shape_of(model: str) -> LlamaConfig:
     path = smollm2_folder() if model == SMOLLM2 else Path(model)
     if path.is_dir():
         return load_config(path)
-    published = path.name.lower().replace("llama-", "llama")
-    sizes = [size for size in SIZES if published.removeprefix("meta-").startswith(size)]
-    return llama_config(sizes[0]) if sizes else load_model(model)[0].config
+    size = published_size(model)
+    return llama_config(size) if size else load_model(model)[0].config

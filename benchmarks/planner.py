@@ -1,0 +1,96 @@
+"""The planner beside published runs: fits its constants, prints what is left, draws the pictures.
+
+    python benchmarks/planner.py            the table, with the constants of the code
+    python benchmarks/planner.py --fit      fits them anew on the runs marked for it, prints them
+    python benchmarks/planner.py --pictures docs/pictures     strong and weak scaling as SVG
+
+No GPU is needed: the published runs are in ``puna/pretraining/planner/published.py``.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from puna.pretraining.planner.constants import FITTED, Constants
+from puna.pretraining.planner.published import Compared, Published, compare, published_runs
+
+FREE = ("attention", "ring", "float8", "eager", "overlapped_tp")
+MACHINES = ("h100", "h100-500w")
+
+
+def error(found: Compared) -> float:
+    """Logarithm of planned over published speed."""
+    return float(np.log1p(found.speed_error))
+
+
+def fit(runs: list[Published]) -> dict[str, float]:
+    """Constants and fractions of the peak by Gauss-Newton on the logarithms of the speeds."""
+    fractions = {run.job.gpu.about: run.job.gpu.gemm_fraction for run in runs}
+    names = [*FREE, *fractions]
+    start = np.log([*(getattr(FITTED, name) for name in FREE), *fractions.values()])
+
+    def errors(logs: np.ndarray) -> np.ndarray:
+        values = dict(zip(names, np.exp(logs), strict=True))
+        constants = replace(FITTED, **{name: values[name] for name in FREE})
+        return np.array([error(compare(with_fraction(run, values), constants)) for run in runs])
+
+    logs = start
+    for _ in range(8):
+        jacobian = derivative(errors, logs)
+        # a light pull towards the start, for what the runs do not fix
+        left = np.vstack([jacobian, 0.03 * np.eye(len(logs))])
+        right = np.concatenate([errors(logs), 0.03 * (logs - start)])
+        logs = logs - np.linalg.lstsq(left, right, rcond=None)[0]
+    return dict(zip(names, np.exp(logs), strict=True))
+
+
+def derivative(function: Callable[[np.ndarray], np.ndarray], at: np.ndarray) -> np.ndarray:
+    """Jacobian by central differences."""
+    steps = 1e-4 * np.eye(len(at))
+    return np.stack([(function(at + s) - function(at - s)) / 2e-4 for s in steps], axis=1)
+
+
+def with_fraction(run: Published, values: dict[str, float]) -> Published:
+    """The run on a machine whose products reach the fraction that is tried."""
+    gpu = run.job.gpu
+    changed = gpu.model_copy(update={"gemm_fraction": values[gpu.about]})
+    return replace(run, job=replace(run.job, gpu=changed))
+
+
+def table(runs: list[Published], constants: Constants = FITTED) -> str:
+    """Markdown: published and planned speed and memory of each run."""
+    lines = [
+        "| run | | published | planned | | published GiB | planned | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        found = compare(run, constants)
+        if run.tflops:
+            speeds = f"{run.tflops:.0f} TFLOP/s | {found.tflops:.0f}"
+        else:
+            speeds = f"{run.tokens_per_s:,.0f} tokens/s | {found.tokens_per_s:,.0f}"
+        memory = "| | "
+        if found.memory_error is not None:
+            memory = f"{run.memory_gib} | {found.memory_gib:.1f} | {found.memory_error:+.0%}"
+        state = "fitted" if run.fitted else "held out"
+        lines.append(f"| {run.name} | {state} | {speeds} | {found.speed_error:+.0%} | {memory} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--pictures", type=Path)
+    options = parser.parse_args()
+    runs = published_runs()
+    if options.fit:
+        for name, value in fit([run for run in runs if run.fitted]).items():
+            print(f"{name}: {value:.3f}")
+    print(table(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Whether a recipe fits the machines, stage by stage, before anything starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from puna.core.errors import UsageError
+from puna.model import LlamaConfig, LoraConfig
+from puna.pretraining.planner.hardware import Hardware
+from puna.pretraining.planner.memory import GIB
+from puna.pretraining.planner.search import Wish, describe, search
+from puna.training import LoopConfig
+from puna.training.estimate import estimate
+from puna.workflow.memory import free_bytes, shape_of
+from puna.workflow.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class StageFit:
+    """What a stage takes, and what there is."""
+
+    stage: str
+    needs_gib: float
+    """Of the fullest process."""
+    free_gib: float
+    """Of a process's device."""
+    fits: bool
+    how: str
+    """The parts of it, or the layout."""
+
+
+def fits_of(recipe: Recipe, gpu: Hardware | None, n_gpus: int = 1) -> list[StageFit]:
+    """What the stages that train one model in a loop take; no weight is made.
+
+    Args:
+        gpu: what each process would run on; None is this machine, as much of it as is free.
+        n_gpus: processes. One is estimated by a dry run of the stage as it is set; for more the
+            planner takes the stage's layout or, where it has none, the fastest it finds.
+
+    Raises `UsageError` when the recipe has no stage that trains, or more GPUs come without ``gpu``.
+    """
+    if n_gpus > 1 and gpu is None:
+        raise UsageError("--gpus is of machines elsewhere: name them, e.g. --gpu h100")
+    found = []
+    for name, model, stage in _trained(recipe):
+        if n_gpus == 1:
+            found.append(_alone(name, model, stage, gpu))
+        else:
+            assert gpu is not None
+            found.append(_together(name, model, stage, gpu, n_gpus))
+    if not found:
+        raise UsageError(f"{recipe.name} has no stage that trains: nothing to plan")
+    return found
+
+
+def _trained(recipe: Recipe) -> Iterator[tuple[str, LlamaConfig, Any]]:
+    """(name, shape, settings) of the stages with a loop and rows."""
+    stages = recipe.stages
+    shape: LlamaConfig | None = None
+    if stages.pretrain:
+        vocab = stages.tokenizer.vocab_size if stages.tokenizer else 0
+        shape = stages.pretrain.model.build(vocab)
+        yield "pretrain", shape, stages.pretrain
+    for name, stage in stages.tuning():
+        base = stage.base
+        if base and base not in type(stages).model_fields:
+            shape = shape_of(base)
+        if shape is not None and hasattr(stage, "loop") and hasattr(stage, "row_length"):
+            yield name, shape, stage
+
+
+def _alone(name: str, model: LlamaConfig, stage: Any, gpu: Hardware | None) -> StageFit:
+    loop: LoopConfig = stage.loop
+    lora: LoraConfig | None = getattr(stage, "lora", None)
+    found = estimate(model, loop, stage.row_length, lora)
+    free = free_bytes() if gpu is None else gpu.memory_gb * 1e9
+    how = ", ".join(f"{part} {gb * 1e9 / GIB:.1f}" for part, gb in found.table())
+    return StageFit(name, found.peak / GIB, free / GIB, found.peak <= free, f"GiB: {how}")
+
+
+def _together(
+    name: str, model: LlamaConfig, stage: Any, gpu: Hardware, n_gpus: int
+) -> StageFit:  # fmt: skip
+    loop: LoopConfig = stage.loop
+    wish = Wish(model, gpu, n_gpus, stage.row_length, loop.batch_rows * stage.row_length)
+    if not loop.layout.only_replicas:
+        layout = loop.layout.of(n_gpus)
+        wish = Wish(
+            model, gpu, n_gpus, stage.row_length, loop.batch_rows * stage.row_length,
+            tp=layout.tp, cp=layout.cp, pp=layout.pp, dp=layout.dp,
+            rows=loop.batch_rows // layout.dp,
+            schedule=layout.schedule if layout.pp > 1 else None, recompute=loop.recompute,
+        )  # fmt: skip
+    best = search(wish).best
+    how = f"{describe(best)}; step {best.times.total:.2f} s"
+    return StageFit(name, best.memory.total / GIB, best.limit / GIB, best.fits, how)

@@ -1,0 +1,83 @@
+"""The fitter on points made by a known law, and on a real sweep that is kept with the code."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from puna.core.errors import UsageError
+from puna.pretraining.scaling.accuracy import fit_accuracy
+from puna.pretraining.scaling.fit import Point, fit_law
+from puna.pretraining.scaling.laws import predict, shape_for
+
+ALPHA, FACTOR = 0.537, 0.299  # "The Llama 3 Herd of Models", figure 3
+BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21, 1e22)
+KEPT = Path(__file__).parents[2] / "benchmarks" / "scaling.json"
+
+
+def points(seed: int, noise: float, power: float = ALPHA, factor: float = FACTOR) -> list[Point]:
+    """Seven sizes at each budget around the law's best, on parabolas, with noise in the loss."""
+    drawn, found = np.random.default_rng(seed), []
+    for budget in BUDGETS:
+        best = factor * budget**power
+        for off in np.linspace(-1.5, 1.5, 7):
+            loss = 1.7 + 2000 * budget**-0.15 + 0.03 * (off - 0.1) ** 2
+            x = best * math.exp(off - 0.1)
+            found.append(Point(budget, x, float(loss + noise * drawn.standard_normal())))
+    return found
+
+
+def test_the_fitter_recovers_a_known_law_from_noisy_points_within_its_own_interval() -> None:
+    law = fit_law(points(seed=1, noise=0.002))
+    assert law.power.holds(ALPHA)
+    assert law.factor.holds(FACTOR)
+    assert law.power.value == pytest.approx(ALPHA, abs=0.02)
+    # the paper's budget: its own rounding gives 16.3T
+    tokens = predict(law, 3.8e25).tokens
+    assert tokens.holds(FACTOR * 3.8e25**ALPHA)
+    assert tokens.value == pytest.approx(16.3e12, rel=0.3)
+
+
+def test_its_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    held = sum(fit_law(points(seed, noise=0.003)).power.holds(ALPHA) for seed in range(20))
+    assert held >= 16  # of 20 at 95%: fewer than 16 come once in 3,000
+
+
+def test_without_noise_it_is_exact() -> None:
+    law = fit_law(points(seed=0, noise=0.0, power=0.49, factor=1.7))
+    assert law.power.value == pytest.approx(0.49, abs=1e-6)
+    assert law.factor.value == pytest.approx(1.7, rel=1e-4)
+    # the loss on the way: floor 1.7, power 0.15; the floor is searched on a grid
+    assert law.best_loss(1e23).value == pytest.approx(1.7 + 2000 * 1e23**-0.15, rel=0.01)
+
+
+def test_a_budget_whose_lowest_loss_is_not_between_its_sizes_is_left_out() -> None:
+    off = [p for p in points(1, 0.001) if p.budget != 3e19 or p.x < 0.99 * FACTOR * 3e19**ALPHA]
+    law = fit_law(off)
+    assert [p.budget for p in law.parabolas if not p.bracketed] == [3e19]
+    with pytest.raises(UsageError, match="has 2 runs: a parabola needs at least 4"):
+        fit_law(points(1, 0.0)[:16])
+
+
+def test_accuracy_is_found_again_through_likelihood() -> None:
+    def nats(flops: float) -> float:
+        return 6.0 - 0.21 * math.log10(flops)
+
+    def accuracy(nll: float) -> float:
+        return 0.25 + 0.75 / (1 + math.exp(9.0 * (nll - 1.3)))
+
+    compute = [(c, nats(c)) for c in (1e19, 1e20, 1e21, 1e22)]
+    answers = [(n, accuracy(n)) for n in np.linspace(1.0, 2.0, 9)]
+    found = fit_accuracy(compute, answers, chance=0.25)
+    assert found.middle == pytest.approx(1.3, abs=1e-3)
+    assert found.steepness == pytest.approx(9.0, rel=1e-2)
+    assert found.at(3.8e25) == pytest.approx(accuracy(nats(3.8e25)), abs=1e-3)
+
+
+def test_the_shape_for_a_prediction_has_about_that_many_parameters() -> None:
+    for wanted in (5e8, 8e9, 402e9):
+        shape = shape_for(wanted, 128_256)
+        assert shape.n_params() == pytest.approx(wanted, rel=0.25)
+    with pytest.raises(UsageError, match="fewer than the smallest shape"):
+        shape_for(1e6, 128_256)
