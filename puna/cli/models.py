@@ -15,6 +15,7 @@ from puna.cli.options import (
     Model,
     RepetitionPenalty,
     Seed,
+    ShieldMode,
     Speculation,
     Stop,
     System,
@@ -24,6 +25,7 @@ from puna.cli.options import (
     Weights,
     open_engine,
     sampling_of,
+    shield_of,
 )
 from puna.core.errors import UsageError
 
@@ -56,11 +58,13 @@ def chat(
     speculation: Speculation = None,
     draft: Draft = None,
     compiled: Compile = False,
+    shield: ShieldMode = "warn",
 ) -> None:
     """Talk to a model; /help lists what else one can type."""
     from rich.console import Console
 
     from puna.cli.talk import talk
+    from puna.safety.chain import chained
 
     sampling = sampling_of(
         "chat",
@@ -74,7 +78,7 @@ def chat(
     )
     with Console(stderr=True).status(f"loading {model}"):
         engine = open_engine(model, weights, speculation, draft, compiled=compiled, max_rows=1)
-    talk(engine, model, system, sampling)
+    talk(engine, model, system, sampling, chained(shield_of(shield)))
 
 
 def generate(

@@ -6,6 +6,7 @@ import typer
 
 if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
     from puna.inference import Engine, Sampling
+    from puna.safety import Safeguard
 
 DRAFT_TOKENS = 4  # proposed ahead by a draft model when nobody says how many
 
@@ -100,6 +101,14 @@ Compile = Annotated[
     ),
 ]
 
+ShieldMode = Annotated[
+    Literal["off", "warn", "block"],
+    typer.Option(
+        help="Insecure code in answers: let it pass, say so, or end the answer before it.",
+        rich_help_panel="Safety",
+    ),
+]
+
 System = Annotated[str, typer.Option(help="System prompt of a chat.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -127,3 +136,12 @@ def sampling_of(where: str, **fields: Any) -> "Sampling":
     from puna.inference import Sampling
 
     return Sampling.parse(fields, where=where)
+
+
+def shield_of(mode: Literal["off", "warn", "block"]) -> "list[Safeguard]":
+    """The safeguard that ``--shield`` asks for, as a list of one or none."""
+    if mode == "off":
+        return []
+    from puna.safety.shield import Policy, ShieldFilter
+
+    return [ShieldFilter(Policy(mode=mode))]

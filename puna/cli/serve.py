@@ -2,17 +2,28 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from puna.cli.options import Compile, Draft, Json, Speculation, Weights, open_engine
+from puna.cli.options import (
+    Compile,
+    Draft,
+    Json,
+    ShieldMode,
+    Speculation,
+    Weights,
+    open_engine,
+    shield_of,
+)
 from puna.core.errors import PunaError, UsageError
 
 if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
     from puna.inference import Engine
+    from puna.safety import Safeguard
     from puna.serving import ServeConfig
 
 keys_app = typer.Typer(
@@ -112,6 +123,15 @@ def serve(
     connections: Annotated[
         int, typer.Option(min=1, help="Most open connections.", rich_help_panel=_LIMITS)
     ] = 1024,
+    shield: ShieldMode = "warn",
+    accept_risk: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Serve a model that its gate refuses; the reason is written to its card.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
     logs: Annotated[
         bool, typer.Option("--logs/--no-logs", help="A JSON line a request on standard error.")
     ] = True,
@@ -139,6 +159,8 @@ def serve(
         where="serve",
     )
     models = _named(model)
+    for source in models.values():
+        _pass_gate(source, accept_risk)
     adapters = [_adapter(spec, models) for spec in adapter or []]
 
     def open_one(source: str) -> "Engine":
@@ -154,7 +176,7 @@ def serve(
             max_queue_tokens=queue_tokens,
         )
 
-    _serve(config, models, adapters, open_one)
+    _serve(config, models, adapters, open_one, shield_of(shield))
 
 
 def _serve(
@@ -162,9 +184,11 @@ def _serve(
     models: dict[str, str],
     adapters: list[tuple[str, Path, str]],
     open_one: Callable[[str], "Engine"],
+    safeguards: "list[Safeguard]",
 ) -> None:
     """Load, serve, and end; raises `PunaError` when accepted requests were broken off."""
     from puna.core.devices import in_own_thread
+    from puna.safety.chain import chained
     from puna.serving import Hub, create_app
     from puna.serving.auth import KeyFile
     from puna.serving.hub import warm_up
@@ -189,13 +213,21 @@ def _serve(
             address = f"http://{host}:{listener.getsockname()[1]}"
             names = ", ".join(hub.names())
             line = f"{names}: {address}/v1 · chat: {address}/ · Ctrl-C stops"
-            complete = run(
-                create_app(hub, config), config, listener, lambda: print(line, flush=True)
-            )
+            app = create_app(hub, config, safeguard=chained(safeguards))
+            complete = run(app, config, listener, lambda: print(line, flush=True))
         finally:
             hub.close()
     if not complete:
         raise PunaError("stopped before every accepted request was done")
+
+
+def _pass_gate(source: str, accept_risk: str | None) -> None:
+    """Raise `PunaError` for a model that its gate refuses; say so where the risk is accepted."""
+    from puna.safety.gate import admit
+
+    line = admit(source, accept_risk)
+    if line is not None:
+        print(f"puna: {line}", file=sys.stderr)
 
 
 def _named(specs: list[str]) -> dict[str, str]:

@@ -39,7 +39,7 @@ def shield(
     ] = "text",
     as_json: Json = False,
 ) -> None:
-    """Find insecure code. The exit code is 1 when there is any, so it serves as a hook and in CI."""
+    """Find insecure code; the exit code is 1 when there is any, for hooks and CI."""
     if as_json and output == "sarif":
         raise UsageError("--json and --format sarif exclude each other")
     done = _scanned(paths, language)

@@ -14,9 +14,11 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from puna.cli.watch import Watched, admitted
 from puna.core.errors import PunaError, UsageError
 from puna.core.files import write_text
 from puna.inference import Delta, Engine, Request, Sampling
+from puna.safety import Safeguard, Subject, Verdict
 from puna.tokenizer import Message
 
 _HELP = """\
@@ -114,25 +116,33 @@ class Conversation:
             engine.cancel(handle)
 
 
-def talk(engine: Engine, name: str, system: str, sampling: Sampling) -> None:
+def talk(
+    engine: Engine,
+    name: str,
+    system: str,
+    sampling: Sampling,
+    safeguard: Safeguard | None = None,
+) -> None:
     """Read questions and stream answers until the user leaves.
 
-    In a terminal it speaks to the user; else answers are all there is on standard output.
+    In a terminal it speaks to the user; else answers are all there is on standard output. The
+    ``safeguard`` watches questions and answers.
     """
-    _Terminal(Conversation(engine, system, sampling)).run(name)
+    _Terminal(Conversation(engine, system, sampling), name, safeguard).run()
 
 
 class _Terminal:
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, name: str, safeguard: Safeguard | None) -> None:
         self.conversation = conversation
+        self.name, self.safeguard = name, safeguard
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self.console = Console(highlight=False)
         self.notes = self.console if self.interactive else Console(stderr=True, highlight=False)
         self.saved: set[Path] = set()
 
-    def run(self, name: str) -> None:
+    def run(self) -> None:
         n_params = self.conversation.engine.model.config.n_params()
-        self._note(f"[bold]{escape(name)}[/], {n_params:,} parameters. [dim]/help, /quit[/]")
+        self._note(f"[bold]{escape(self.name)}[/], {n_params:,} parameters. [dim]/help, /quit[/]")
         if self.interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  arrow keys and history in input()
@@ -247,12 +257,19 @@ class _Terminal:
         """Stream the answer; a question without one is as if it had not been asked."""
         conversation = self.conversation
         prompt = conversation.prompt(question)
+        messages = [*conversation.transcript(), Message("user", question)]
+        subject = Subject(question, messages, self.name, None)
+        refusal = admitted(self.safeguard, subject)
+        if refusal.decision == "block":
+            raise PunaError(f"the safeguard refuses this question: {refusal.reason}")
         answer = _Answer(started=time.perf_counter())
         try:
             with _interrupt(catch=self.interactive) as stopped:
                 if self.interactive:
                     self.console.print("[bold cyan]puna[/] ", end="")
-                for delta in conversation.answer(prompt, stopped):
+                deltas = conversation.answer(prompt, stopped)
+                watched = Watched(deltas, self.safeguard, subject)
+                for delta in watched:
                     answer.add(delta)
                     print(delta.text, end="", flush=True)
         finally:
@@ -262,6 +279,12 @@ class _Terminal:
         if said:
             conversation.messages += [Message("user", question), Message("assistant", said)]
         self._note(f"[dim]{answer.figures(len(prompt))}{self._remark(prompt, answer, stopped)}[/]")
+        self._tell(watched.verdict)
+
+    def _tell(self, verdict: Verdict) -> None:
+        if verdict.decision != "allow":
+            what = "the answer ends here" if verdict.decision == "block" else "mind"
+            self._note(f"[yellow]{what}: {escape(verdict.reason)}[/]")
 
     def _remark(self, prompt: list[int], answer: _Answer, stopped: Callable[[], bool]) -> str:
         if stopped():
