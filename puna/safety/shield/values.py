@@ -33,6 +33,7 @@ _NUMBERS = words(
 )
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
+_INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
 _MAX_DEPTH = 12
 LOOK_BACK = 6000
 """Bytes before a place that conditions on what stands there read at most."""
@@ -104,11 +105,13 @@ class Values:
         return self._definitions
 
     def function(self, at: int) -> Node | None:
-        """The innermost named function around a byte."""
+        """The innermost named function around a byte, with its decorators."""
         self._index()
         for n in range(bisect_left(self._starts, at + 1) - 1, -1, -1):
-            if self._functions[n].end_byte > at:
-                return self._functions[n]
+            found = self._functions[n]
+            if found.end_byte > at:
+                parent = found.parent
+                return parent if parent and parent.type == "decorated_definition" else found
         return None
 
     @property
@@ -205,8 +208,12 @@ class Values:
         arguments += [self.of(a, safe, depth + 1) for a in call.keywords.values()]
         if call.receiver is not None:
             arguments.insert(0, self.of(call.receiver, safe, depth + 1))
+        builds = know.builders.match(name)
+        if builds and self._language == "rust":  # format!("{name}") names variables in its text
+            inline = [n for v in arguments for n in _INLINE.findall(v.text or "")]
+            arguments += [self._named(n, node, safe, depth + 1) for n in inline]
         whole = self._all(arguments)
-        if know.builders.match(name):
+        if builds:
             text = next((v.text for v in arguments if v.text is not None), None)
             whole.built = whole.built or not (whole.const or whole.clean)
             whole.text = text
@@ -247,7 +254,10 @@ class Values:
         return Value(base.const, base.clean, False, base.tainted, base.param)
 
     def _variable(self, node: Node, safe: Names | None, depth: int) -> Value:
-        name = self._reader.name(node)
+        return self._named(self._reader.name(node), node, safe, depth)
+
+    def _named(self, name: str, node: Node, safe: Names | None, depth: int) -> Value:
+        """What a variable holds at the place of ``node``."""
         if self._knowledge.sources.match(name):
             return Value(tainted=True)
         at = node.start_byte
@@ -275,6 +285,7 @@ class Values:
 
 def _names_parameter(function: Node, name: str) -> bool:
     """Whether a function's head names this parameter."""
+    function = function.child_by_field_name("definition") or function
     body = function.child_by_field_name("body")
     end = body.start_byte if body else function.end_byte
     head = (function.text or b"")[: end - function.start_byte]
