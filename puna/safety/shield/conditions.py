@@ -140,11 +140,13 @@ def _after(place: Place, capture: str) -> bool:
         return False
     name, start = re.escape(text_of(first[0])), first[0].end_byte
     between = place.values.text[start : place.node.start_byte].decode("utf-8", "replace")
-    here = text_of(place.node)
-    given = rf"(?<![\w.]){name}\s*=(?!=)|&\s*{name}\b"
-    if re.search(given, between) or _LEAVES.search(between) or re.match(rf"\s*{given}", here):
+    given = rf"(?<![\w.>]){name}\s*=(?!=)|&\s*{name}\b"
+    if re.search(given, between) or _LEAVES.search(between):
         return False
-    return re.search(rf"(?<![\w.>]){name}(?!\w)", here) is not None
+    here = text_of(place.node)
+    used = re.search(rf"(?<![\w.>]){name}(?!\w)", here)
+    again = re.search(given, here)
+    return used is not None and (again is None or again.start() > used.start())
 
 
 def _text(wanted: str) -> Test:

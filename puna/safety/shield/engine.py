@@ -277,6 +277,7 @@ class Scan:
             if at.type.endswith(("block", "_statement", "body")) and names:
                 break
         around = self._values.function(node.start_byte)
+        around = around and (around.child_by_field_name("definition") or around)
         name = (
             around.child_by_field_name("name") or around.child_by_field_name("declarator")
             if (around)

@@ -43,6 +43,8 @@ class Grammar:
     """What joins two strings."""
     interpolated: frozenset[str] = frozenset()
     """Strings that may hold expressions."""
+    implied: str = ""
+    """A beginning that names may have or not, as ``std.``."""
     brackets: str = "c"
     """How text is cut into logical lines, see ``lines.py``."""
 
@@ -129,6 +131,7 @@ GRAMMARS: dict[str, Grammar] = {
     ),
     "cpp": Grammar(
         "cpp",
+        implied="std.",
         calls=_C_CALLS
         | {"delete_expression": ("=delete", ALL), "throw_statement": ("=throw", ALL)},
         news={"new_expression": ("type", "arguments")},
@@ -338,18 +341,16 @@ GRAMMARS: dict[str, Grammar] = {
     "yaml": Grammar(
         "yaml",
         sets={"block_mapping_pair": ("key", "value"), "flow_pair": ("key", "value")},
-        brackets="lines",
+        brackets="xml",
     ),
     "terraform": Grammar("hcl", sets={"attribute": (FIRST, LAST)}, brackets="lines"),
     "xml": Grammar(
         "xml",
         "language_xml",
         sets={"Attribute": (FIRST, LAST), "element": ("#tag", "#body")},
-        brackets="lines",
+        brackets="xml",
     ),
-    "dockerfile": Grammar(
-        "dockerfile", sets={"env_pair": ("name", "value")}, brackets="dockerfile"
-    ),
+    "dockerfile": Grammar("dockerfile", sets={"env_pair": ("name", "value")}, brackets="lines"),
     "sql": Grammar("sql", brackets="sql"),
 }
 

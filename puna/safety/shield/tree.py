@@ -125,6 +125,8 @@ class Reader:
     def name(self, node: Node | None) -> str:
         """Dotted name of an expression: ``a.b().c[]``; ``?`` stands for what has none."""
         name = self._name(node, 0)
+        if self.grammar.implied:
+            name = name.removeprefix(self.grammar.implied)
         head, dot, rest = name.partition(".")
         full = self.aliases.get(head)
         if full is None and head.endswith("()"):
@@ -178,6 +180,8 @@ class Reader:
         name = self._callee(node, 0)
         if len(name) > _MAX_NAME:
             return "?"
+        if self.grammar.implied:
+            name = name.removeprefix(self.grammar.implied)
         head, dot, rest = name.partition(".")
         full = self.aliases.get(head)
         return name if full is None else full + dot + rest
