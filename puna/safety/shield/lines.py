@@ -34,7 +34,8 @@ def _style(
     longs = "|".join(re.escape(start) for start in sorted(ends, key=len, reverse=True))
     parts = [f"(?P<long>{longs})"] if ends else []
     parts += [f"(?P<note>{note})"] if note else []
-    parts += [f"(?P<skip>{'|'.join(strings)})", _BRACKETS]
+    parts += [f"(?P<skip>{'|'.join(strings)})"] if strings else []  # an empty one never ends
+    parts += [_BRACKETS]
     return Style(re.compile("|".join(parts)), ends, semicolons, braces)
 
 
