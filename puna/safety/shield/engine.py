@@ -9,9 +9,10 @@ from tree_sitter import Node, Parser, Query, QueryCursor, Tree
 from puna.safety.shield import grammars, rules
 from puna.safety.shield.conditions import Place
 from puna.safety.shield.imports import aliases_of
+from puna.safety.shield.needles import may_match
 from puna.safety.shield.rules import Pattern, Rule, RuleSet
 from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
-from puna.safety.shield.values import LOOK_BACK, Values
+from puna.safety.shield.values import LOOK_BACK, Index, Values
 
 _BLOCKS = (
     "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
@@ -40,7 +41,6 @@ class Engine:
         self.rules: RuleSet = rules.load(language)
         self.parser_language = grammars.load(language)
         self.facts = Query(self.parser_language, _facts_query(language))
-        self.scopes = Query(self.parser_language, _scopes_query(language))
         self.raw = Query(self.parser_language, "\n".join(p.query for p in self.rules.queries) or "")
         self.raw_owner = self._owners()
 
@@ -84,25 +84,24 @@ def _facts_query(language: str) -> str:
     kinds = {
         "call": [*grammar.calls, *grammar.methods, *grammar.news],
         "set": grammar.sets,
+        "function": grammar.functions,
         "import": grammar.imports,
         "built": grammar.interpolated | grammar.concats,
     }
     return _query_of(language, kinds)
 
 
-def _scopes_query(language: str) -> str:
-    grammar = grammars.GRAMMARS[language]
-    return _query_of(language, {"set": grammar.sets, "function": grammar.functions})
-
-
 class Scan:
     """One pass over a tree, or over the part of it that is new."""
 
-    def __init__(self, own: Engine, reader: Reader, tree: Tree, data: bytes) -> None:
+    def __init__(
+        self, own: Engine, reader: Reader, tree: Tree, data: bytes, index: Index | None = None
+    ) -> None:
+        """``index`` holds what earlier passes over the same growing text found."""
         self._engine, self._reader, self._data = own, reader, data
         self._root = tree.root_node
-        rule_set = own.rules
-        self._values = Values(self._root, reader, own.scopes, rule_set.knowledge, own.language)
+        self._index = index or Index(reader)
+        self._values = Values(self._root, reader, self._index, own.rules.knowledge)
 
     def hits(self, start: int = 0, end: int | None = None) -> list[Hit]:
         """What the rules find among nodes that touch these bytes, in order, each once."""
@@ -117,6 +116,7 @@ class Scan:
         captures = cursor.captures(self._root)
         for node in captures.get("import", ()):
             self._reader.aliases.update(aliases_of(self._engine.language, node))
+        self._index.add(captures.get("set", []), captures.get("function", []))
         yield from self._calls(captures.get("call", ()))
         yield from self._sets(captures.get("set", ()))
         if self._engine.rules.built:
@@ -187,8 +187,13 @@ class Scan:
     def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         kinds = self._engine.grammar.concats | self._engine.grammar.interpolated
         for node in nodes:
+            operator = node.child_by_field_name("operator")
+            if node.end_byte - node.start_byte < _SHORT or (
+                operator is not None and operator.type not in self._engine.grammar.operators
+            ):
+                continue
             parent = node.parent
-            if node.end_byte - node.start_byte < _SHORT or (parent and parent.type in kinds):
+            if parent is not None and parent.type in kinds:
                 continue
             for pattern in self._engine.rules.built:
                 value = self._values.of(node, pattern.safe)
@@ -207,8 +212,11 @@ class Scan:
         if not own.texts and not own.strings:
             return
         text = self._data[start:end].decode("utf-8", "replace")
+        lowered = text.lower()
         for pattern in [*own.texts, *own.strings]:
             assert pattern.expression is not None
+            if not may_match(pattern.needles, lowered):
+                continue
             for found in pattern.expression.finditer(text):
                 at = start + len(text[: found.start()].encode())
                 stop = at + max(1, len(found[0].encode()))

@@ -1,12 +1,14 @@
 """Code that grows: parsed and scanned only where it is new."""
 
 import time
+from copy import copy
 
 from tree_sitter import Point, Tree
 
 from puna.safety.shield.engine import Engine, Hit, Scan
 from puna.safety.shield.lines import LogicalLines
 from puna.safety.shield.tree import Reader
+from puna.safety.shield.values import Index
 
 _CHUNK = 4096
 CODE_BYTES = 65_536
@@ -28,6 +30,7 @@ class GrowingCode:
 
     def _start_anew(self) -> None:
         self._reader = Reader(self._engine.grammar)
+        self._index = Index(self._reader)
         self._lines = LogicalLines(self._engine.grammar.brackets)
         self._data, self._closers = b"", b""
         self._tree: Tree | None = None
@@ -55,6 +58,7 @@ class GrowingCode:
         text = self._data + closers
         if self._tree is not None:
             at = _point(old)
+            self._tree = copy(self._tree)  # nodes of the old one stay in the index
             self._tree.edit(
                 start,
                 start + len(self._closers),
@@ -65,7 +69,9 @@ class GrowingCode:
             )
         self._closers = closers
         self._tree = self._parse(text)
-        hits = Scan(self._engine, self._reader, self._tree, text).hits(start, len(self._data))
+        hits = Scan(self._engine, self._reader, self._tree, text, self._index).hits(
+            start, len(self._data)
+        )
         new = [hit for hit in hits if hit not in self._seen]
         self._seen.update(new)
         if len(self._data) > CODE_BYTES:

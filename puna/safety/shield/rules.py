@@ -15,6 +15,7 @@ from puna.core.errors import UsageError
 from puna.safety.shield.conditions import Test, condition, regex
 from puna.safety.shield.grammars import GRAMMARS
 from puna.safety.shield.names import Names
+from puna.safety.shield.needles import needles
 from puna.safety.shield.values import Knowledge
 
 Severity = Literal["high", "medium"]
@@ -79,6 +80,8 @@ class Pattern:
     names: Names | None = None
     expression: re.Pattern[str] | None = None
     """Of a name, of a built string's skeleton, or of the text."""
+    needles: tuple[str, ...] = ()
+    """Of a text rule: without one of these in the text it need not be tried."""
     query: str = ""
     comments: bool = False
     """Whether a text rule looks into comments too."""
@@ -117,9 +120,10 @@ class RuleSet:
         ].append(pattern)
 
 
-def languages() -> list[str]:
+@cache
+def languages() -> tuple[str, ...]:
     """Languages that have rules."""
-    return [name for name in GRAMMARS if _resource(name).is_file()]
+    return tuple(name for name in GRAMMARS if _resource(name).is_file())
 
 
 def _resource(language: str) -> Any:
@@ -199,6 +203,7 @@ def _pattern(rule: Rule, match: dict[str, Any]) -> tuple[Pattern, str]:
         raise UsageError(f"a match has one of {', '.join(_FACTS)}, and keys of {sorted(_MATCH)}")
     fact, what = facts[0], match[facts[0]]
     named = fact in {"call", "set"} and not _is_regex(what)
+    expression = None if named or fact == "query" else regex(_unwrapped(what))
     return (
         Pattern(
             rule,
@@ -210,7 +215,8 @@ def _pattern(rule: Rule, match: dict[str, Any]) -> tuple[Pattern, str]:
             unused=match.get("unused"),
             safe=Names(_names(match["safe"])) if "safe" in match else None,
             names=Names(_names(what)) if named else None,
-            expression=None if named or fact == "query" else regex(_unwrapped(what)),
+            expression=expression,
+            needles=needles(expression) if expression is not None else (),
             query=what if fact == "query" else "",
             comments=match.get("comments", False),
         ),

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tree_sitter import Node, Query, QueryCursor
+from tree_sitter import Node
 
 from puna.safety.shield.grammars import Grammar, words
 from puna.safety.shield.names import Names
@@ -34,6 +34,7 @@ _NUMBERS = words(
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
 _INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
+_KOTLIN_NAME = re.compile(r"[A-Za-z_]\w*")
 _MAX_DEPTH = 12
 LOOK_BACK = 6000
 """Bytes before a place that conditions on what stands there read at most."""
@@ -77,42 +78,57 @@ class Knowledge:
     """Calls that make a string of their arguments."""
 
 
-class Values:
-    """Judges the expressions of one tree. Made anew for every tree; computes when asked."""
+class Index:
+    """Where names get their values and where functions are; grows with the code."""
 
-    def __init__(
-        self, root: Node, reader: Reader, scopes: Query, knowledge: Knowledge, language: str
-    ) -> None:
-        self._root, self._reader, self._query = root, reader, scopes
-        self._grammar: Grammar = reader.grammar
-        self._knowledge, self._language = knowledge, language
-        self._definitions: dict[str, list[tuple[int, Node, bool]]] | None = None
-        self._functions: list[Node] = []
-        self._starts: list[int] = []
-        self._busy: set[int] = set()
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._pending: list[Node] = []
+        self._definitions: dict[str, dict[int, tuple[Node, bool]]] = {}
+        self._functions: dict[int, Node] = {}
+        self._starts: list[int] | None = None
 
-    def _index(self) -> dict[str, list[tuple[int, Node, bool]]]:
-        if self._definitions is None:
-            found = QueryCursor(self._query).captures(self._root)
-            self._functions = sorted(found.get("function", []), key=lambda n: n.start_byte)
-            self._starts = [node.start_byte for node in self._functions]
-            self._definitions = {}
-            for node in sorted(found.get("set", []), key=lambda n: n.start_byte):
-                added = "augmented" in node.type or node.type.startswith(("operator_", "compound_"))
-                for name, value in self._reader.targets(node):
-                    entry = (node.start_byte, value, added)
-                    self._definitions.setdefault(name, []).append(entry)
-        return self._definitions
+    def add(self, sets: list[Node], functions: list[Node]) -> None:
+        """Take note of nodes; those seen before, by their start, may have grown."""
+        self._pending += sets
+        if functions:
+            self._functions.update((node.start_byte, node) for node in functions)
+            self._starts = None
+
+    def definitions(self, name: str) -> dict[int, tuple[Node, bool]]:
+        """The values that a name gets, by where: the value, and whether it is added to an old."""
+        for node in self._pending:
+            added = "augmented" in node.type or node.type.startswith(("operator_", "compound_"))
+            for target, value in self._reader.targets(node):
+                self._definitions.setdefault(target, {})[node.start_byte] = (value, added)
+        self._pending.clear()
+        return self._definitions.get(name, {})
 
     def function(self, at: int) -> Node | None:
         """The innermost named function around a byte, with its decorators."""
-        self._index()
+        if self._starts is None:
+            self._starts = sorted(self._functions)
         for n in range(bisect_left(self._starts, at + 1) - 1, -1, -1):
-            found = self._functions[n]
+            found = self._functions[self._starts[n]]
             if found.end_byte > at:
                 parent = found.parent
                 return parent if parent and parent.type == "decorated_definition" else found
         return None
+
+
+class Values:
+    """Judges the expressions of one tree. Made anew for every tree; computes when asked."""
+
+    def __init__(self, root: Node, reader: Reader, index: Index, knowledge: Knowledge) -> None:
+        self._root, self._reader, self._index = root, reader, index
+        self._grammar: Grammar = reader.grammar
+        self._knowledge = knowledge
+        self._busy: set[int] = set()
+        self._known: dict[tuple[int, int], Value] = {}
+
+    def function(self, at: int) -> Node | None:
+        """The innermost named function around a byte, with its decorators."""
+        return self._index.function(at)
 
     @property
     def text(self) -> bytes:
@@ -130,6 +146,13 @@ class Values:
         """What an expression is made of; ``safe`` names calls that are harmless for this rule."""
         if node is None or depth > _MAX_DEPTH or node.id in self._busy:
             return _UNKNOWN
+        key = (node.id, id(safe))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._judge(node, safe, depth)
+        return known
+
+    def _judge(self, node: Node, safe: Names | None, depth: int) -> Value:
         kind = node.type
         if kind in STRINGS or kind in self._grammar.interpolated:
             return self._string(node, safe, depth)
@@ -146,7 +169,8 @@ class Values:
         if not inner or kind == "variable_name":
             return self._variable(node, safe, depth)
         if kind in {"conditional_expression", "ternary_expression", "conditional"}:
-            inner = inner[1:] if self._language != "python" else [inner[0], *inner[2:]]
+            condition = node.child_by_field_name("condition")  # Python's grammar names none
+            inner = [p for p in inner if p != condition] if condition else [inner[0], *inner[2:]]
         if kind in {"cast_expression", "type_cast_expression", "as_expression"}:
             return self._cast(node, safe, depth)
         if kind in {"keyed_element", "pair", "keyword_argument", "value_argument"}:
@@ -174,10 +198,16 @@ class Values:
         return whole
 
     def _string(self, node: Node, safe: Names | None, depth: int) -> Value:
-        parts = [
-            Value(const=True, text=text) if part is None else self.of(part, safe, depth + 1)
-            for text, part in pieces(node)
-        ]
+        parts: list[Value] = []
+        for text, part in pieces(node):
+            if part is not None:
+                parts.append(self.of(part, safe, depth + 1))
+            elif parts and parts[-1].text == "$" and (found := _KOTLIN_NAME.match(text)):
+                # Kotlin's grammar splits "$name rest" into "$" and "name rest".
+                parts[-1] = self._named(found[0], node, safe, depth + 1)
+                parts.append(Value(const=True, text=text[found.end() :]))
+            else:
+                parts.append(Value(const=True, text=text))
         if len(parts) == 1 and parts[0].const:
             return parts[0]
         return self._joined(parts) if parts else Value(const=True, text="")
@@ -209,7 +239,9 @@ class Values:
         if call.receiver is not None:
             arguments.insert(0, self.of(call.receiver, safe, depth + 1))
         builds = know.builders.match(name)
-        if builds and self._language == "rust":  # format!("{name}") names variables in its text
+        if (
+            builds and self._grammar.package == "rust"
+        ):  # format!("{name}") names variables in its text
             inline = [n for v in arguments for n in _INLINE.findall(v.text or "")]
             arguments += [self._named(n, node, safe, depth + 1) for n in inline]
         whole = self._all(arguments)
@@ -245,7 +277,7 @@ class Values:
         last = name.rpartition(".")[2]
         if _CONSTANT_NAME.match(last):
             return Value(const=True)
-        if name in self._index():
+        if self._index.definitions(name):
             return self._variable(node, safe, depth)
         inner = children(node)
         base = self.of(inner[0], safe, depth + 1) if inner else _UNKNOWN
@@ -262,24 +294,29 @@ class Values:
             return Value(tainted=True)
         at = node.start_byte
         function = self.function(at)
-        before = [d for d in self._index().get(name, ()) if d[0] < at and d[1].end_byte <= at]
-        inside = [d for d in before if function is not None and d[0] >= function.start_byte]
+        before = {
+            start: found
+            for start, found in self._index.definitions(name).items()
+            if start < at and found[0].end_byte <= at
+        }
+        opening = at if function is None else function.start_byte
+        inside = {start: found for start, found in before.items() if start >= opening}
         is_param = function is not None and _names_parameter(function, name)
         if not inside and is_param:
             return Value(param=True)
-        known = inside or before
-        if not known:
+        chosen = inside or before
+        if not chosen:
             return Value(const=bool(_CONSTANT_NAME.match(name)))
+        known = [chosen[start] for start in sorted(chosen)]
         self._busy.add(node.id)
         try:
-            values = [self.of(value, safe, depth + 1) for _, value, _ in known[-4:]]
+            values = [self.of(value, safe, depth + 1) for value, _ in known[-4:]]
         finally:
             self._busy.discard(node.id)
-        if any(added for _, _, added in known):
+        if any(added for _, added in known):
             return self._joined(values)
         whole = self._all(values)
         whole.text = values[-1].text
-        whole.param = whole.param or (is_param and len(inside) == 0)
         return whole
 
 
