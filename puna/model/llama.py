@@ -22,7 +22,7 @@ from puna.model.attention import (
     plain_is_faster,
 )
 from puna.model.cache import Cache, LayerCache
-from puna.model.config import LlamaConfig
+from puna.model.config import LlamaConfig, RopeScaling
 from puna.model.linear import Linear, RMSNorm
 from puna.model.recompute import Recompute
 from puna.model.rope import rope_frequencies, rope_tables
@@ -129,6 +129,11 @@ class Llama(nn.Module):
                 std = into_stream if small else INIT_STD
                 drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
                 parameter.copy_(drawn)
+
+    def stretch(self, context: int, scaling: RopeScaling | None) -> None:
+        """Read rows of another length from now on, with RoPE scaled so."""
+        changed = {"context": context, "rope_scaling": scaling}
+        self.config, self._frequencies = self.config.model_copy(update=changed), None
 
     def compile_blocks(self) -> None:
         """Compile the blocks: all share one graph, so the cost is that of a single block."""
