@@ -1,0 +1,113 @@
+"""What the shield costs `puna serve`: tokens a second of streams with it on and off.
+
+    python benchmarks/shield_serving.py
+
+Two servers of SmolLM2-135M, one with ``--shield off`` and one with ``--shield warn``, are asked in
+turn for the same programs, so both meet the same weather. Answers hold code blocks, as the
+prompts ask for them; the shield has to scan every line. (With ``block`` the server would do less:
+it ends an answer that holds insecure code, so its rate would not compare.)
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import Claim, all_cores, finish
+from serving import Server, free_port
+
+from puna.core.devices import describe_machine
+from puna.core.errors import PunaError
+from puna.formats import load_tokenizer
+from puna.tokenizer import Message
+
+CLIENTS, ANSWER = 16, 128
+TASKS = (
+    "adds two numbers", "counts the words of a text", "reads a file and prints its lines",
+    "sorts a list of names", "checks whether a number is prime", "reverses a string",
+    "finds the largest value of a list", "writes a dictionary to a JSON file",
+)  # fmt: skip
+LANGUAGES = ("Python", "JavaScript", "C", "Java")
+
+
+def prompts() -> list[list[int]]:
+    """A chat for each language and task, as token ids."""
+    tokenizer = load_tokenizer("smollm2")
+    wanted = [
+        f"Write a {language} function that {task}. Answer with a code block only."
+        for language in LANGUAGES
+        for task in TASKS
+    ]
+    chats = [[Message("user", text)] for text in wanted]
+    return [tokenizer.chat.encode(tokenizer, c, add_generation_prompt=True).ids for c in chats]
+
+
+def server(shield: str) -> Server:
+    """A server that is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "puna", "serve", "smollm2", "--port", str(port), "--no-logs"]
+    return Server([*command, "--shield", shield], port, "/ready")
+
+
+def load(which: Server, asked: list[list[int]]) -> float:
+    """Tokens a second of all clients."""
+    numbers = [str(number) for number in (which.port, CLIENTS, ANSWER)]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("load.py"), *numbers],
+        input=json.dumps(asked),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise PunaError(f"an answer failed; the end of the server's log: {which.said()}")
+    return float(json.loads(done.stdout)["tokens_per_s"])
+
+
+def measure(repeats: int) -> dict[str, Any]:
+    """Medians of both sides and of the ratios within a round."""
+    asked = prompts()
+    rates: dict[str, list[float]] = {"off": [], "warn": []}
+    with ExitStack() as stack:
+        sides = {name: partial(load, _kept(stack, name), asked) for name in rates}
+        for turn in range(repeats + 1):
+            order = list(sides) if turn % 2 else list(reversed(sides))
+            for name in order:
+                rate = sides[name]()
+                if turn:  # the first round warms up
+                    rates[name].append(rate)
+                    print(f"  {turn}/{repeats} shield {name}: {rate:,.0f}", file=sys.stderr)
+    ratios = [on / off for on, off in zip(rates["warn"], rates["off"], strict=True)]
+    return {
+        "off": statistics.median(rates["off"]),
+        "warn": statistics.median(rates["warn"]),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def _kept(stack: ExitStack, shield: str) -> Server:
+    made = server(shield)
+    stack.callback(made.close)
+    return made
+
+
+def main() -> int:
+    """Measure and say what holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, default=None, help="write everything here")
+    options = parser.parse_args()
+    all_cores()
+    report: dict[str, Any] = {"machine": describe_machine(), "serving": measure(options.repeats)}
+    claim = Claim("tokens/s with the shield, of those without", report["serving"]["ratio"], 0.97)
+    finish(report, [claim], options.json)
+    return 0 if claim.met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
