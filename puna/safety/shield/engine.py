@@ -23,7 +23,7 @@ _SHORT = 8
 
 @dataclass(frozen=True, order=True)
 class Hit:
-    """A rule found at a place: bytes from ``start`` to ``end``, lines from 0."""
+    """A rule found at a place; lines and columns, in characters, count from 0."""
 
     line: int
     column: int
@@ -106,8 +106,22 @@ class Scan:
     def hits(self, start: int = 0, end: int | None = None) -> list[Hit]:
         """What the rules find among nodes that touch these bytes, in order, each once."""
         end = len(self._data) if end is None else end
-        found = {hit for pair in self._found(start, end) for hit in [_hit(*pair)]}
+        found = {self._hit(node, rule) for node, rule in self._found(start, end)}
         return sorted(found, key=lambda h: (h.line, h.column, h.rule.id))
+
+    def _hit(self, node: Node, rule: Rule) -> Hit:
+        (line, column), (end_line, end_column) = node.start_point, node.end_point
+        return Hit(
+            line,
+            self._characters(node.start_byte, column),
+            end_line,
+            self._characters(node.end_byte, end_column),
+            rule,
+        )
+
+    def _characters(self, at: int, n_bytes: int) -> int:
+        """How many characters the bytes before a place are."""
+        return len(self._data[at - n_bytes : at].decode("utf-8", "replace"))
 
     def _found(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
         cursor = QueryCursor(self._engine.facts)
@@ -308,11 +322,6 @@ class Scan:
                 return True
             at = at.parent
         return False
-
-
-def _hit(node: Node, rule: Rule) -> Hit:
-    (line, column), (end_line, end_column) = node.start_point, node.end_point
-    return Hit(line, column, end_line, end_column, rule)
 
 
 def _argument(call: Call, key: str) -> Node | None:

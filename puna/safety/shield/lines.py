@@ -76,6 +76,7 @@ _OPENS_BLOCK = re.compile(
 )
 _AFTER_VALUE = frozenset("=,:([?|&+") | {"return", "new", "in"}
 _CONTINUES = frozenset("+-*/%=,.&|?<^~!\\") | {"and", "or", "not", "in", "is", "as", "->"}
+_COMMENT_ENDS = frozenset({"*/", "-->", "]]>"})
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -143,7 +144,7 @@ class LogicalLines:
             end = self._end_of_long(body, 0)
             if end < 0:
                 return ""
-            at, last, self._until = end, '"', ""
+            at, last, self._until = end, "" if self._until in _COMMENT_ENDS else '"', ""
         while found := style.tokens.search(body, at):
             at, kind, text = found.end(), found.lastgroup, found[0]
             if kind == "note":
@@ -153,6 +154,9 @@ class LogicalLines:
                 end = self._end_of_long(body, at)
                 if end < 0:
                     break
+                if self._until in _COMMENT_ENDS:
+                    at, self._until = end, ""
+                    continue
                 at, self._until, text = end, "", '"'
             elif kind == "open":
                 self._stack.append((text, text == "{" and self._is_block(body[: at - 1], last)))
@@ -161,7 +165,8 @@ class LogicalLines:
             if text in {";", "{", "}"}:
                 self._statement = ""
             last = '"' if kind == "skip" else text
-        self._statement += body + "\n" if last not in {";", "{", "}"} else ""
+        if last not in {"", ";", "{", "}"}:
+            self._statement += body + "\n"
         if "<<" in body and self._name in {"bash", "ruby", "php", "lines"}:
             self._here += [found[2] for found in _HEREDOC.finditer(body)]
         return last

@@ -17,7 +17,7 @@ class Finding:
     line: int
     """From 1."""
     column: int
-    """From 1, in bytes."""
+    """From 1, in characters."""
     end_line: int
     end_column: int
     cwe: str

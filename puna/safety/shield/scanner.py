@@ -43,21 +43,20 @@ def scan_markdown(text: str) -> Result:
     return Result(tuple(found))
 
 
-def finding(hit: Hit, language: str, first_line: int = 1, shift: int = 0) -> Finding:
+def finding(hit: Hit, language: str, shift: int = 0) -> Finding:
     """A hit as it is told.
 
     Args:
         hit: where it is in the text that was parsed.
         language: of the code.
-        first_line: of the code in its file.
-        shift: bytes put before the code's first line to make it parse.
+        shift: characters put before the code's first line to make it parse.
     """
     rule = hit.rule
     return Finding(
         rule=rule.id,
-        line=hit.line + first_line,
+        line=hit.line + 1,
         column=hit.column + 1 - (shift if hit.line == 0 else 0),
-        end_line=hit.end_line + first_line,
+        end_line=hit.end_line + 1,
         end_column=hit.end_column + 1 - (shift if hit.end_line == 0 else 0),
         cwe=f"CWE-{rule.cwe}",
         severity=rule.severity,

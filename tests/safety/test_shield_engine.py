@@ -1,0 +1,144 @@
+"""What the shield's engine reads in a tree: names, values, places."""
+
+import pytest
+from tree_sitter import QueryCursor
+
+from puna.core.errors import UsageError
+from puna.safety.shield import languages, scan
+from puna.safety.shield.conditions import condition, regex
+from puna.safety.shield.engine import engine
+from puna.safety.shield.imports import aliases_of
+from puna.safety.shield.lines import LogicalLines
+from puna.safety.shield.names import Names
+from puna.safety.shield.needles import needles
+from puna.safety.shield.tree import Reader
+
+CALLS = [
+    ("python", "import os as o\no.system(x)", "os.system"),
+    ("python", "from subprocess import run as r\nr(x)", "subprocess.run"),
+    ("python", "a.b().c[0].d(x)", "a.b().c[].d"),
+    ("javascript", 'const {exec: e} = require("node:child_process"); e(x)', "child_process.exec"),
+    ("javascript", 'import * as cp from "child_process"; cp.exec(x)', "child_process.exec"),
+    ("javascript", "new Function(x)", "new Function"),
+    ("java", "class A { void f() { Runtime.getRuntime().exec(x); } }", "Runtime.getRuntime().exec"),
+    ("java", "class A { Object a = new java.util.Random(); }", "new Random"),
+    ("csharp", "class A { void F() { a?.B<int>(x); } }", "a.B"),
+    ("php", "$db->query($x);", "$db.query"),
+    ("php", "include $x;", "include"),
+    ("rust", "use std::process::Command as C; fn f() { C::new(x); }", "std.process.Command.new"),
+    ("cpp", "void f() { std::system(x); }", "system"),
+    ("c", "void f() { p->q.r(x); }", "p.q.r"),
+    ("go", 'import "os/exec"\nfunc f() { exec.Command(x) }', "os.exec.Command"),
+    ("kotlin", "fun f() { Runtime.getRuntime().exec(x) }", "Runtime.getRuntime().exec"),
+    ("swift", "func f() { a.b(x, n: y) }", "a.b"),
+    ("ruby", "A::B.c(x)", "A.B.c"),
+    ("bash", 'eval "$x"', "eval"),
+]
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "name"), [case for case in CALLS if case[0] in languages()]
+)
+def test_a_call_has_its_full_name(language: str, code: str, name: str) -> None:
+    own = engine(language)
+    reader = Reader(own.grammar)
+    tree = own.parser().parse(own.opening(code) + code.encode())
+    captures = QueryCursor(own.facts).captures(tree.root_node)
+    for node in captures.get("import", ()):
+        reader.aliases.update(aliases_of(language, node))
+    calls = [reader.call(node) for node in captures["call"]]
+    assert name in [call.name for call in calls]
+    assert reader.last(next(c.node for c in calls if c.name == name)) == name.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    ("code", "insecure"),
+    [
+        ("os.system('ls')", False),
+        ("a = 'ls'\nos.system(a)", False),
+        ("os.system('ls ' + '-l')", False),
+        ("os.system('ls ' + x)", True),
+        ("a = 'ls ' + x\nos.system(a)", True),
+        ("a = 'ls '\na += x\nos.system(a)", True),
+        ("a = x\na = 'ls'\ndef f():\n    a = 'ls'\n    os.system(a)", False),
+        ("def f(a):\n    os.system(a)", True),
+        ("os.system('kill %d' % int(x))", False),
+        ("os.system(f'ls {shlex.quote(x)}')", False),
+        ("COMMAND = 'ls'\nos.system(COMMAND)", False),
+        ("os.system(['a', 'b'][0])", False),
+        ("os.system(x if y else 'ls')", True),
+        ("os.system('a' if y else 'ls')", False),
+    ],
+)
+def test_a_constant_is_no_injection(code: str, insecure: bool) -> None:
+    assert (scan(code, "python").verdict == "block") == insecure
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("os.system", "os.system", True),
+        ("os.system", "x.os.system", True),
+        ("os.system", "ros.system", False),
+        ("eval", "eval", True),
+        ("eval", "model.eval", False),
+        ("*.execute", "db.cursor().execute", True),
+        ("*.execute", "execute", False),
+        ("request.args.*", "request.args.get", True),
+        ("request.args.*", "request.args[]", True),
+        ("request.args.*", "my_request.args.get", False),
+    ],
+)
+def test_patterns_of_names(pattern: str, name: str, fits: bool) -> None:
+    assert Names([pattern]).match(name) == fits
+
+
+@pytest.mark.parametrize(
+    ("style", "lines", "complete"),
+    [
+        ("python", ["f(", "  1,", ")"], [False, False, True]),
+        ("python", ["def f(a):", "    return a"], [True, True]),
+        ("python", ['x = """', "f(", '"""'], [False, False, True]),
+        ("python", ["x = {", "  'a': 1", "}"], [False, False, True]),
+        ("python", ["x = 1 + \\", "  2  # (", "y = ')'"], [False, True, True]),
+        ("js", ["app.get('/', (req) => {", "  f(req);", "});"], [True, True, True]),
+        ("js", ["f({", "  shell: true,", "})"], [False, False, True]),
+        ("js", ["x = `a (", "${b}`", "if (a) { }"], [False, True, True]),
+        ("c", ["int f(int a)", "{", "  g(a,", "    b);", "}"], [False, True, False, True, True]),
+        ("c", ["#include <x.h>", "/* a (", "*/", "int a;"], [True, False, True, True]),
+        ("go", ["c := &tls.Config{", "  A: true,", "}"], [False, False, True]),
+        ("go", ["if x {", "  y()", "}"], [True, True, True]),
+        ("bash", ["cat <<EOF", "f(", "EOF", "ls |", "sh"], [False, False, True, False, True]),
+        ("rust", ["fn f<'a>(x: &'a str) {", "  g('(');", "}"], [True, True, True]),
+        ("sql", ["SELECT a", "FROM b;"], [False, True]),
+    ],
+)
+def test_logical_lines(style: str, lines: list[str], complete: list[bool]) -> None:
+    follow = LogicalLines(style)
+    assert [follow.feed(line + "\n") for line in lines] == complete
+    assert follow.closers == ""
+
+
+def test_needles_are_in_every_match() -> None:
+    assert needles(regex(r"\b(AKIA|ASIA)[0-9A-Z]{16}")) == ("kia", "sia")
+    assert needles(regex(r"(?i)PassWord\s*=")) == ("password",)
+    assert needles(regex(r"a|\d*")) == ()
+
+
+def test_a_rule_that_is_wrong_is_told_in_a_line() -> None:
+    with pytest.raises(UsageError, match="no regular expression"):
+        condition("/(/")
+    with pytest.raises(UsageError, match="no condition"):
+        condition({"what": 1})
+    with pytest.raises(UsageError, match="no language of the shield"):
+        scan("x", "klingon")
+
+
+@pytest.mark.parametrize("language", languages())
+def test_random_bytes_do_no_harm(language: str) -> None:
+    import random
+
+    rng = random.Random(language)
+    for _ in range(3):
+        scan(bytes(rng.randrange(256) for _ in range(300)).decode("latin-1"), language)
+        scan("".join(rng.choices("(){}[];,=+<>'\"ab \n$`|&", k=300)), language)
