@@ -45,12 +45,12 @@ class GraphedDecoding:
     ) -> Tensor:
         """As `Runner.hidden` for one new token of each row; overwritten by a later call."""
         n_rows = len(tokens)
-        span = _rounded(max(starts) // self._store.page_size + 1)
+        span = _eighths(max(starts) // self._store.page_size + 1)
         entries = [
             [token, start, *row[:span], *[SCRATCH] * (span - len(row))]
             for token, start, row in zip(tokens, starts, pages, strict=True)
         ]
-        key = (_rounded(n_rows), span)
+        key = (_power(n_rows), span)
         entries += [[0, 0, *[SCRATCH] * span]] * (
             key[0] - n_rows
         )  # rows of padding write into scratch
@@ -81,6 +81,12 @@ class GraphedDecoding:
         return self._model.hidden(ids, positions_bt=positions, cache=cache)
 
 
-def _rounded(number: int) -> int:
+def _power(number: int) -> int:
     """The next power of two."""
     return 1 << (number - 1).bit_length()
+
+
+def _eighths(number: int) -> int:
+    """Rounded up by a quarter at most: to a multiple of an eighth of the next power of two."""
+    step = max(1, _power(number) // 8)
+    return -(-number // step) * step

@@ -70,14 +70,28 @@ def _plain_attention(
     return (weights @ values_bgsd).view(batch, heads, time, dim)
 
 
+def _folded_attention(
+    queries_bhtd: Tensor, keys_bgsd: Tensor, values_bgsd: Tensor, mask_b1ts: Tensor
+) -> Tensor:
+    """The heads of a group as so many more positions, for kernels that do not group.
+
+    To repeat keys and values instead costs more than all else when one token is decoded.
+    """
+    batch, heads, time, dim = queries_bhtd.shape
+    groups, span = keys_bgsd.shape[1:3]
+    folded = queries_bhtd.reshape(batch, groups, -1, dim)
+    mask = mask_b1ts[:, :, None].expand(-1, 1, heads // groups, time, span).flatten(2, 3)
+    mixed = F.scaled_dot_product_attention(folded, keys_bgsd, values_bgsd, attn_mask=mask)
+    return mixed.view(batch, heads, time, dim)
+
+
 def grouped_attention(
     queries_bhtd: Tensor, keys_bgtd: Tensor, values_bgtd: Tensor, mask: Mask | None
 ) -> Tensor:
     """Attention of h query heads over g key/value heads: (batch, h, time, head_dim).
 
     ``mask`` None means causal; one that is additive takes the plain way. SDPA groups the heads
-    itself where that is faster; CUDA's kernels that take a matrix as mask do not group, so there
-    the key/value heads are repeated.
+    itself where that is faster; CUDA's kernels that take a matrix as mask do not.
     """
     if mask is not None and not isinstance(mask, Tensor):
         return flex_attention(queries_bhtd, keys_bgtd, values_bgtd, mask)
@@ -85,9 +99,7 @@ def grouped_attention(
         return _plain_attention(queries_bhtd, keys_bgtd, values_bgtd, mask)
     group = queries_bhtd.shape[1] // keys_bgtd.shape[1]
     if group > 1 and mask is not None and queries_bhtd.is_cuda:
-        keys_bgtd = keys_bgtd.repeat_interleave(group, dim=1)
-        values_bgtd = values_bgtd.repeat_interleave(group, dim=1)
-        group = 1
+        return _folded_attention(queries_bhtd, keys_bgtd, values_bgtd, mask)
     return F.scaled_dot_product_attention(
         queries_bhtd,
         keys_bgtd,
