@@ -154,7 +154,8 @@ def _target_logits(model: Llama, slots: Slots, ids_bt: Tensor) -> Tensor:
 def _losses(model: Llama, slots: Slots, ids_bt: Tensor) -> Tensor:
     logits = _target_logits(model, slots, ids_bt)
     labels = _target(slots, ids_bt).expand(len(ids_bt), -1)
-    each = F.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    each = F.cross_entropy(exact.transpose(1, 2), labels, reduction="none")
     return each.mean(1)
 
 

@@ -13,6 +13,7 @@ from puna.safety.redteam.attacks import AnyAttack, GradientAttack, TemplateAttac
 from puna.safety.redteam.encodings import encode
 from puna.safety.redteam.goals import KINDS, LANGUAGES, Goal, Kind, goals
 
+_LEAST_CHANGED = 0.1  # share of letters below which an encoding does not touch a language
 _NEEDS_ATTACKER = ("crescendo", "pair", "tap")
 
 
@@ -138,8 +139,11 @@ def _says_something(attack: AnyAttack, goal: Goal, language: str) -> bool:
     if not isinstance(attack, TemplateAttack) or not attack.encode:
         return True
     request = goal.request[language]
-    written = encode(request, attack.encode)
-    return written != request and 2 * len(written) > len(request)
+    written = encode(request, attack.encode[:1])
+    if len(written) != len(request):
+        return 2 * len(written) > len(request)  # Morse leaves out what it has no code for
+    letters = [pair for pair in zip(request, written, strict=True) if pair[0].isalpha()]
+    return sum(before != after for before, after in letters) > _LEAST_CHANGED * len(letters)
 
 
 def _in_turns(trials: Sequence[Trial]) -> list[Trial]:
