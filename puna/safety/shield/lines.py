@@ -109,19 +109,16 @@ class LogicalLines:
                 self._here.pop(0)
             return not self._here and not self._until
         last = self._read(body)
-        if self._until or self._here or any(not block for _, block in self._inner()):
+        if self._until or self._here or self._within_brackets():
             return False
         complete = self._complete(body, last)
         if complete:
             self._statement = ""
         return complete
 
-    def _inner(self) -> list[tuple[str, bool]]:
-        """What is open within the innermost block."""
-        for at in range(len(self._stack) - 1, -1, -1):
-            if self._stack[at][1]:
-                return self._stack[at + 1 :]
-        return self._stack
+    def _within_brackets(self) -> bool:
+        """Whether the innermost bracket is no block's."""
+        return bool(self._stack) and not self._stack[-1][1]
 
     def _complete(self, body: str, last: str) -> bool:
         if not body.strip() or not last:
@@ -188,7 +185,7 @@ class LogicalLines:
             return False
         if self._name == "lines" or last in {")", ">", "", ";", "}", "{"}:
             return True
-        if any(not block for _, block in self._inner()):
+        if self._within_brackets():
             return False
         return bool(_OPENS_BLOCK.match((self._statement + before).lstrip())) or (
             self._name in {"ruby", "kotlin", "swift", "bash"}
