@@ -8,19 +8,13 @@ import typer
 from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
     Base,
-    BatchRows,
     ChatData,
     ChatForm,
-    ChatFormat,
-    Epochs,
-    LearningRate,
-    Optimizer,
-    Recompute,
-    RowLength,
     RunName,
-    RunSeed,
     Samples,
-    TooLong,
+    chat_options,
+    loop_options,
+    takes,
 )
 
 _LEARNING_RATES = {"distill": 1e-4, "qat": 2e-5}
@@ -32,7 +26,9 @@ def register(app: typer.Typer) -> None:
     app.command()(qat)
 
 
+@takes(tuning=chat_options, loop=loop_options)
 def distill(
+    *,
     model: Base,
     teacher: Annotated[
         str, typer.Option(metavar="MODEL", help="What to learn from; of the same tokenizer.")
@@ -51,16 +47,9 @@ def distill(
     label_weight: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the plain next-token loss.")
     ] = 0.0,
-    epochs: Epochs = 3.0,
-    learning_rate: LearningRate = None,
-    batch_rows: BatchRows = 8,
-    row_length: RowLength = 512,
-    too_long: TooLong = "error",
-    chat_format: ChatFormat = "auto",
+    tuning: dict[str, Any],
     samples: Samples = 2,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
-    seed: RunSeed = None,
+    loop: dict[str, Any],
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -68,16 +57,14 @@ def distill(
     knobs = {"divergence": divergence, "temperature": temperature, "label_weight": label_weight}
     _carry_out(
         "distill", model, data, form, runs, name=name, as_json=as_json,
-        tuning={
-            "epochs": epochs, "learning_rate": learning_rate, "batch_rows": batch_rows,
-            "row_length": row_length, "seed": seed, "chat_format": chat_format,
-            "too_long": too_long, "loop": {"optimizer": optimizer, "recompute": recompute},
-        },
+        tuning=tuning | {"loop": loop},
         stage={"teacher": teacher, "layers": layers, "samples": samples, "distill": knobs},
     )  # fmt: skip
 
 
+@takes(tuning=chat_options, loop=loop_options)
 def qat(
+    *,
     model: Base,
     data: ChatData,
     form: ChatForm = "auto",
@@ -86,27 +73,16 @@ def qat(
         bool,
         typer.Option("--compare", help="Also train without the rounding, to show the gain."),
     ] = False,
-    epochs: Epochs = 3.0,
-    learning_rate: LearningRate = None,
-    batch_rows: BatchRows = 8,
-    row_length: RowLength = 512,
-    too_long: TooLong = "error",
-    chat_format: ChatFormat = "auto",
+    tuning: dict[str, Any],
     samples: Samples = 2,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
-    seed: RunSeed = None,
+    loop: dict[str, Any],
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Tune a model with the rounding of an edge device: 4-bit weights, 8-bit activations."""
     _carry_out(
         "qat", model, data, form, runs, name=name, as_json=as_json,
-        tuning={
-            "epochs": epochs, "learning_rate": learning_rate, "batch_rows": batch_rows,
-            "row_length": row_length, "seed": seed, "chat_format": chat_format,
-            "too_long": too_long, "loop": {"optimizer": optimizer, "recompute": recompute},
-        },
+        tuning=tuning | {"loop": loop},
         stage={"compare": compare, "samples": samples},
     )  # fmt: skip
 

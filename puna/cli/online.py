@@ -9,19 +9,12 @@ from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
     Base,
     ChatFormat,
-    Dora,
     LearningRate,
-    Lora,
-    LoraAlpha,
-    LoraRank,
-    LoraTargets,
-    Optimizer,
-    QLora,
-    Recompute,
-    RsLora,
     RunName,
     RunSeed,
-    adapter_of,
+    adapter_options,
+    loop_options,
+    takes,
 )
 
 _WHOLE_RATE, _ADAPTER_RATE = 1e-5, 1e-4
@@ -88,7 +81,9 @@ def register(app: typer.Typer) -> None:
     app.command()(grpo)
 
 
+@takes(adapter=adapter_options, loop=loop_options)
 def ppo(
+    *,
     model: Base,
     data: PromptData,
     reward: Reward,
@@ -112,26 +107,15 @@ def ppo(
     too_long: PromptTooLong = "error",
     learning_rate: LearningRate = None,
     chat_format: ChatFormat = "auto",
-    lora: Lora = False,
-    qlora: QLora = False,
-    lora_rank: LoraRank = 16,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "",
-    rslora: RsLora = False,
-    dora: Dora = False,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
+    adapter: dict[str, Any] | None,
+    loop: dict[str, Any],
     seed: RunSeed = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Learn from rewards of its own answers, with a value model (PPO)."""
     _carry_out(
-        "ppo", model, data, runs, as_json=as_json,
-        adapter=adapter_of(
-            lora=lora, qlora=qlora, rank=lora_rank, alpha=lora_alpha, targets=lora_targets,
-            rslora=rslora, dora=dora,
-        ),
+        "ppo", model, data, runs, adapter=adapter, as_json=as_json,
         rollouts={
             "prompts": prompts, "answers": 1, "epochs": epochs, "temperature": temperature,
             "max_new_tokens": max_new_tokens, "missing_end_penalty": missing_end_penalty,
@@ -143,12 +127,14 @@ def ppo(
         asked={
             "name": name, "reward": reward, "n_rollouts": rollouts, "held_out": held_out,
             "too_long": too_long, "learning_rate": learning_rate, "chat_format": chat_format,
-            "seed": seed, "loop": {"optimizer": optimizer, "recompute": recompute},
+            "seed": seed, "loop": loop,
         },
     )  # fmt: skip
 
 
+@takes(adapter=adapter_options, loop=loop_options)
 def grpo(
+    *,
     model: Base,
     data: PromptData,
     reward: Reward,
@@ -173,26 +159,15 @@ def grpo(
     too_long: PromptTooLong = "error",
     learning_rate: LearningRate = None,
     chat_format: ChatFormat = "auto",
-    lora: Lora = False,
-    qlora: QLora = False,
-    lora_rank: LoraRank = 16,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "",
-    rslora: RsLora = False,
-    dora: Dora = False,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
+    adapter: dict[str, Any] | None,
+    loop: dict[str, Any],
     seed: RunSeed = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Learn from rewards of its own answers, compared with each other (GRPO, RLOO)."""
     _carry_out(
-        "grpo", model, data, runs, as_json=as_json,
-        adapter=adapter_of(
-            lora=lora, qlora=qlora, rank=lora_rank, alpha=lora_alpha, targets=lora_targets,
-            rslora=rslora, dora=dora,
-        ),
+        "grpo", model, data, runs, adapter=adapter, as_json=as_json,
         rollouts={
             "prompts": prompts, "answers": answers, "epochs": epochs, "temperature": temperature,
             "max_new_tokens": max_new_tokens, "missing_end_penalty": missing_end_penalty,
@@ -207,7 +182,7 @@ def grpo(
         asked={
             "name": name, "reward": reward, "n_rollouts": rollouts, "held_out": held_out,
             "too_long": too_long, "learning_rate": learning_rate, "chat_format": chat_format,
-            "seed": seed, "loop": {"optimizer": optimizer, "recompute": recompute},
+            "seed": seed, "loop": loop,
         },
     )  # fmt: skip
 

@@ -9,20 +9,13 @@ from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
     Base,
     ChatFormat,
-    Dora,
     Epochs,
     LearningRate,
-    Lora,
-    LoraAlpha,
-    LoraRank,
-    LoraTargets,
-    Optimizer,
-    QLora,
-    Recompute,
-    RsLora,
     RunName,
     RunSeed,
-    adapter_of,
+    adapter_options,
+    loop_options,
+    takes,
 )
 
 _METHOD = "Method"
@@ -46,13 +39,29 @@ HeldOut = Annotated[
 ]
 
 
+def _pair_options(
+    *,
+    epochs: Epochs = 1.0,
+    learning_rate: LearningRate = None,
+    batch_rows: BatchPairs = 16,
+    row_length: PairLength = 512,
+    too_long: PairTooLong = "error",
+    chat_format: ChatFormat = "auto",
+    seed: RunSeed = None,
+) -> dict[str, Any]:
+    """How one learns from pairs, by the names of `puna.workflow.single.Tuning`."""
+    return locals()
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command()(dpo)
     app.command()(reward)
 
 
+@takes(tuning=_pair_options, adapter=adapter_options, loop=loop_options)
 def dpo(
+    *,
     model: Base,
     data: PairData,
     name: RunName = "",
@@ -79,23 +88,10 @@ def dpo(
         float,
         typer.Option(help="Weight of the better answer's likelihood.", rich_help_panel=_METHOD),
     ] = 0.2,
-    epochs: Epochs = 1.0,
-    learning_rate: LearningRate = None,
-    batch_rows: BatchPairs = 16,
-    row_length: PairLength = 512,
-    too_long: PairTooLong = "error",
+    tuning: dict[str, Any],
     held_out: HeldOut = 0.05,
-    chat_format: ChatFormat = "auto",
-    lora: Lora = False,
-    qlora: QLora = False,
-    lora_rank: LoraRank = 16,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "",
-    rslora: RsLora = False,
-    dora: Dora = False,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
-    seed: RunSeed = None,
+    adapter: dict[str, Any] | None,
+    loop: dict[str, Any],
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -104,22 +100,15 @@ def dpo(
         "loss": loss, "beta": beta, "label_smoothing": label_smoothing,
         "length_normalised": length_normalised, "nll_weight": nll_weight,
     }  # fmt: skip
-    adapter = adapter_of(
-        lora=lora, qlora=qlora, rank=lora_rank, alpha=lora_alpha, targets=lora_targets,
-        rslora=rslora, dora=dora,
-    )  # fmt: skip
     _carry_out(
         "dpo", model, data, runs, name=name, held_out=held_out, knobs=knobs, as_json=as_json,
-        tuning={
-            "epochs": epochs, "learning_rate": learning_rate, "batch_rows": batch_rows,
-            "row_length": row_length, "seed": seed, "chat_format": chat_format,
-            "too_long": too_long, "lora": adapter,
-            "loop": {"optimizer": optimizer, "recompute": recompute},
-        },
+        tuning=tuning | {"lora": adapter, "loop": loop},
     )  # fmt: skip
 
 
+@takes(tuning=_pair_options, adapter=adapter_options, loop=loop_options)
 def reward(
+    *,
     model: Base,
     data: PairData,
     name: RunName = "",
@@ -129,40 +118,18 @@ def reward(
             min=0, help="By how much the better should lead; Llama 3: 0.", rich_help_panel=_METHOD
         ),
     ] = 0.0,
-    epochs: Epochs = 1.0,
-    learning_rate: LearningRate = None,
-    batch_rows: BatchPairs = 16,
-    row_length: PairLength = 512,
-    too_long: PairTooLong = "error",
+    tuning: dict[str, Any],
     held_out: HeldOut = 0.05,
-    chat_format: ChatFormat = "auto",
-    lora: Lora = False,
-    qlora: QLora = False,
-    lora_rank: LoraRank = 16,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "",
-    rslora: RsLora = False,
-    dora: Dora = False,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
-    seed: RunSeed = None,
+    adapter: dict[str, Any] | None,
+    loop: dict[str, Any],
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Train a judge: a number for any answer, by pairs of your own (Bradley-Terry)."""
-    adapter = adapter_of(
-        lora=lora, qlora=qlora, rank=lora_rank, alpha=lora_alpha, targets=lora_targets,
-        rslora=rslora, dora=dora,
-    )  # fmt: skip
     _carry_out(
         "reward", model, data, runs, name=name, held_out=held_out, knobs={"margin": margin},
         as_json=as_json,
-        tuning={
-            "epochs": epochs, "learning_rate": learning_rate, "batch_rows": batch_rows,
-            "row_length": row_length, "seed": seed, "chat_format": chat_format,
-            "too_long": too_long, "lora": adapter,
-            "loop": {"optimizer": optimizer, "recompute": recompute},
-        },
+        tuning=tuning | {"lora": adapter, "loop": loop},
     )  # fmt: skip
 
 

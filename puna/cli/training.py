@@ -1,10 +1,15 @@
 """Options that the commands which train share: how long, how fast, an adapter, memory."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from typing import Annotated, Any, Literal
 
 import typer
 
 from puna.core.errors import UsageError
+
+Group = Callable[..., Any]
 
 Base = Annotated[
     str,
@@ -84,22 +89,76 @@ Recompute = Annotated[
 ]
 
 
-def adapter_of(
-    *, lora: bool, qlora: bool, rank: int, alpha: float | None, targets: str, rslora: bool,
-    dora: bool,
-) -> dict[str, Any] | None:  # fmt: skip
-    """The adapter that these options ask for, as a recipe says it; None for none."""
+def takes(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command groups of options, each in place of the parameter of its name.
+
+    The command is handed what the group's function makes of them.
+    """
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+        options = {name: inspect.signature(group).parameters for name, group in groups.items()}
+        listed: list[inspect.Parameter] = []
+        for name, parameter in own.items():
+            listed += options[name].values() if name in options else [parameter]
+
+        @wraps(command)
+        def run(**given: Any) -> None:
+            for name, group in groups.items():
+                given[name] = group(**{option: given.pop(option) for option in options[name]})
+            command(**given)
+
+        named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in listed]
+        run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in named}
+        return run
+
+    return give
+
+
+def adapter_options(
+    *,
+    lora: Lora = False,
+    qlora: QLora = False,
+    lora_rank: LoraRank = 16,
+    lora_alpha: LoraAlpha = None,
+    lora_targets: LoraTargets = "",
+    rslora: RsLora = False,
+    dora: Dora = False,
+) -> dict[str, Any] | None:
+    """The adapter that is asked for, as a recipe says it; None for none."""
     if not (lora or qlora or rslora or dora):
-        if targets or alpha is not None:
+        if lora_targets or lora_alpha is not None:
             raise UsageError("--lora-targets and --lora-alpha describe an adapter: add --lora")
         return None
     adapter: dict[str, Any] = {
-        "rank": rank,
-        "alpha": 2.0 * rank if alpha is None else alpha,
+        "rank": lora_rank,
+        "alpha": 2.0 * lora_rank if lora_alpha is None else lora_alpha,
         "rslora": rslora,
         "dora": dora,
         "base": "nf4" if qlora else "kept",
     }
-    if targets:
-        adapter["targets"] = [target.strip() for target in targets.split(",")]
+    if lora_targets:
+        adapter["targets"] = [target.strip() for target in lora_targets.split(",")]
     return adapter
+
+
+def loop_options(
+    *, optimizer: Optimizer = "adamw", recompute: Recompute = "none"
+) -> dict[str, Any]:
+    """What of the loop is asked for, as a recipe says it."""
+    return {"optimizer": optimizer, "recompute": recompute}
+
+
+def chat_options(
+    *,
+    epochs: Epochs = 3.0,
+    learning_rate: LearningRate = None,
+    batch_rows: BatchRows = 8,
+    row_length: RowLength = 512,
+    too_long: TooLong = "error",
+    chat_format: ChatFormat = "auto",
+    seed: RunSeed = None,
+) -> dict[str, Any]:
+    """How one learns from packed chats, by the names of `puna.workflow.single.Tuning`."""
+    return locals()

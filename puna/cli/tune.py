@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,27 +11,14 @@ from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
     MEMORY,
     Base,
-    BatchRows,
     ChatData,
     ChatForm,
-    ChatFormat,
-    Dora,
-    Epochs,
-    LearningRate,
-    Lora,
-    LoraAlpha,
-    LoraRank,
-    LoraTargets,
-    Optimizer,
-    QLora,
-    Recompute,
-    RowLength,
-    RsLora,
     RunName,
-    RunSeed,
     Samples,
-    TooLong,
-    adapter_of,
+    adapter_options,
+    chat_options,
+    loop_options,
+    takes,
 )
 
 if TYPE_CHECKING:
@@ -43,34 +30,23 @@ def register(app: typer.Typer) -> None:
     app.command()(sft)
 
 
+@takes(tuning=chat_options, adapter=adapter_options, loop=loop_options)
 def sft(
+    *,
     model: Base,
     data: ChatData,
     form: ChatForm = "auto",
     name: RunName = "",
-    epochs: Epochs = 3.0,
-    learning_rate: LearningRate = None,
-    batch_rows: BatchRows = 8,
-    row_length: RowLength = 512,
-    too_long: TooLong = "error",
-    chat_format: ChatFormat = "auto",
+    tuning: dict[str, Any],
     samples: Samples = 2,
-    lora: Lora = False,
-    qlora: QLora = False,
-    lora_rank: LoraRank = 16,
-    lora_alpha: LoraAlpha = None,
-    lora_targets: LoraTargets = "",
-    rslora: RsLora = False,
-    dora: Dora = False,
-    optimizer: Optimizer = "adamw",
-    recompute: Recompute = "none",
+    adapter: dict[str, Any] | None,
+    loop: dict[str, Any],
     estimate: Annotated[
         bool,
         typer.Option(
             "--estimate", help="Say what memory it takes and what fits.", rich_help_panel=MEMORY
         ),
     ] = False,
-    seed: RunSeed = None,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -79,23 +55,10 @@ def sft(
     from puna.workflow.tune import chat_recipe, data_file
 
     files = [data_file(text, form) for text in data]
-    adapter = adapter_of(
-        lora=lora, qlora=qlora, rank=lora_rank, alpha=lora_alpha, targets=lora_targets,
-        rslora=rslora, dora=dora,
-    )  # fmt: skip
-    tuning = Tuning(
-        name=name or f"sft-{files[0].path.name.split('.')[0]}",
-        epochs=epochs,
-        learning_rate=learning_rate or (1e-4 if adapter is None else 2e-4),
-        batch_rows=batch_rows,
-        row_length=row_length,
-        seed=seed,
-        chat_format=chat_format,
-        too_long=too_long,
-        lora=adapter,
-        loop={"optimizer": optimizer, "recompute": recompute},
-    )
-    recipe = chat_recipe("sft", model, files, tuning, samples=samples)
+    tuning["learning_rate"] = tuning["learning_rate"] or (2e-4 if adapter else 1e-4)
+    called = name or f"sft-{files[0].path.name.split('.')[0]}"
+    asked = Tuning(name=called, lora=adapter, loop=loop, **tuning)
+    recipe = chat_recipe("sft", model, files, asked, samples=samples)
     if estimate:
         _show_estimate(model, recipe, as_json)
     else:
