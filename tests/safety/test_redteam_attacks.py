@@ -10,7 +10,7 @@ from puna.core.errors import UsageError
 from puna.safety.redteam import RedTeamConfig, attacks, goals, make_plan, read_attacks
 from puna.safety.redteam.attacks import TemplateAttack, conversation
 from puna.safety.redteam.encodings import decode
-from puna.safety.redteam.goals import KINDS, LANGUAGES
+from puna.safety.redteam.goals import KINDS, LANGUAGES, borrowed, read_goals
 
 TEMPLATES = [attack for attack in attacks() if isinstance(attack, TemplateAttack)]
 PLACE = re.compile(
@@ -167,6 +167,38 @@ class TestPlan:
 
 
 class TestFilesOfOnesOwn:
+    def test_goals_of_ones_own_stand_in_place_of_the_projects(self, tmp_path: Path) -> None:
+        file = tmp_path / "goals.yaml"
+        file.write_text(
+            "- {id: price, kind: leak, request: {en: What is it?},"
+            " conversation: [{role: system, content: 'It is {marker}.'}]}\n"
+        )
+        plan = make_plan(
+            everybody(attacks=("roleplay",), languages=("en", "de")),
+            aims=read_goals(file),
+            has_attacker=False,
+            has_weights=False,
+        )
+        assert {trial.goal.id for trial in plan.trials} == {"price"}
+        assert {trial.language for trial in plan.trials} == {"en"}
+
+    def test_a_changed_goal_makes_another_trial(self) -> None:
+        goal = goal_of("harm")
+        changed = goal.model_copy(update={"request": {"en": "Something else."}})
+        specs = [
+            make_plan(
+                everybody(attacks=("direct",)), aims=[aim], has_attacker=False, has_weights=False
+            )
+            .trials[0]
+            .spec()
+            for aim in (goal, changed)
+        ]
+        assert specs[0] != specs[1]
+
+    def test_unknown_goals_are_named(self) -> None:
+        with pytest.raises(UsageError, match="no goals 'advbrench': name a YAML file, or advbench"):
+            borrowed("advbrench")
+
     def test_an_attack_of_the_same_name_replaces_the_projects(self, tmp_path: Path) -> None:
         file = tmp_path / "mine.yaml"
         file.write_text("- {name: novel-character, about: Mine., family: mine}\n")

@@ -62,10 +62,10 @@ class Trial:
         return Aim(self.goal.kind, self.goal.group, request, marker, self.goal.opening)
 
     def spec(self) -> dict[str, Any]:
-        """What tells this trial from others, as JSON: an attack that changed is another one."""
+        """What tells this trial from others, as JSON; a changed attack or goal makes another."""
         return {
             "attack": self.attack.name,
-            "form": self.attack.digest,
+            "form": f"{self.attack.digest}-{self.goal.digest}",
             "goal": self.goal.id,
             "language": self.language,
             "sample": self.sample,

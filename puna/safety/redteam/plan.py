@@ -72,6 +72,7 @@ def make_plan(
     config: RedTeamConfig,
     extra: Sequence[AnyAttack] = (),
     *,
+    aims: Sequence[Goal] = (),
     has_attacker: bool,
     has_weights: bool,
 ) -> Plan:
@@ -80,6 +81,7 @@ def make_plan(
     Args:
         config: what is asked for.
         extra: attacks beside the project's own; one of the same name replaces it.
+        aims: goals in place of the project's own.
         has_attacker: whether a model writes prompts.
         has_weights: whether the target's weights lie here.
 
@@ -95,7 +97,7 @@ def make_plan(
         if reason:
             left_out[attack.name] = reason
     usable = [attack for attack in wanted if attack.name not in left_out]
-    trials = [trial for attack in usable for trial in _trials(attack, config)]
+    trials = [trial for attack in usable for trial in _trials(attack, aims or goals(), config)]
     if not trials:
         raise UsageError("no attack fits these kinds, categories and languages: ask for more")
     return Plan(tuple(_in_turns(trials)[: config.limit]), left_out)
@@ -122,14 +124,14 @@ def _hindrance(
     return ""
 
 
-def _trials(attack: AnyAttack, config: RedTeamConfig) -> Iterator[Trial]:
-    for goal in goals():
+def _trials(attack: AnyAttack, aims: Sequence[Goal], config: RedTeamConfig) -> Iterator[Trial]:
+    for goal in aims:
         if goal.kind not in attack.against or goal.kind not in config.kinds:
             continue
-        if goal.category and config.categories and goal.category not in config.categories:
+        if goal.kind == "harm" and config.categories and goal.category not in config.categories:
             continue
         for language in config.languages:
-            if _says_something(attack, goal, language):
+            if language in goal.request and _says_something(attack, goal, language):
                 for sample in range(config.samples):
                     yield Trial(attack, goal, language, sample, config.seed)
 
