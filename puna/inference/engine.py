@@ -334,7 +334,7 @@ class Engine:
         error = None
         if finish is not None:
             text += row.text.flush()
-            self._finish(row)
+            self._finish(row, finish)
         if finish == "error" and row.request.constraint is not None:
             error = row.request.constraint.error
         row.draft = []
@@ -368,10 +368,13 @@ class Engine:
             logits = self._runner.logits(hidden_td[at : at + len(part)])
             row.prompt_logprobs += top_logprobs(logits, part, sampling.logprobs or 0)
 
-    def _finish(self, row: Row) -> None:
+    def _finish(self, row: Row, finish: Finish) -> None:
         self._queue.remove(row)
         del self._rows[row.handle]
-        self._counters.finished += 1
+        if finish == "error":
+            self._counters.failed += 1
+        else:
+            self._counters.finished += 1
 
     def _fail(self, row: Row, error: Exception) -> tuple[int, Delta]:
         self._queue.remove(row)

@@ -117,7 +117,7 @@ class Broken:
 
 
 def test_a_parser_that_gives_up_fails_its_own_row_only(engine: Engine) -> None:
-    prompt = engine.tokenizer.encode("Ada")
+    prompt, before = engine.tokenizer.encode("Ada"), engine.stats()
     sampling = Sampling(max_new_tokens=20, ignore_stop_tokens=True)
     bad = engine.submit(Request(prompt, sampling, constraint=Broken()))
     good = engine.submit(Request(prompt, sampling))
@@ -126,3 +126,7 @@ def test_a_parser_that_gives_up_fails_its_own_row_only(engine: Engine) -> None:
         last.update(dict(engine.step()))
     assert (last[bad].finish, last[bad].error) == ("error", "too complex")
     assert last[good].finish == "length"
+    assert (engine.stats().failed, engine.stats().finished) == (
+        before.failed + 1,
+        before.finished + 1,
+    )
