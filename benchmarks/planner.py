@@ -8,14 +8,20 @@ No GPU is needed: the published runs are in ``puna/pretraining/planner/published
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
+from puna.model import llama_config
 from puna.pretraining.planner.constants import FITTED, Constants
+from puna.pretraining.planner.hardware import hardware
 from puna.pretraining.planner.published import Compared, Published, compare, published_runs
+from puna.pretraining.planner.search import Candidate, Wish, describe, search
+from puna.pretraining.planner.speed import TERA, model_flops
 
 FREE = ("attention", "ring", "float8", "eager", "overlapped_tp")
 MACHINES = ("h100", "h100-500w")
@@ -80,11 +86,50 @@ def table(runs: list[Published], constants: Constants = FITTED) -> str:
     return "\n".join(lines)
 
 
+def scaling_points(gpus: Sequence[int], batch_of: Callable[[int], int]) -> list[Candidate]:
+    """The best plan for 405B at each number of GPUs."""
+    model, gpu = llama_config("llama3.1-405b"), hardware("h100")
+    return [search(Wish(model, gpu, n, 8192, batch_of(n))).best for n in gpus]
+
+
+def draw(folder: Path) -> None:
+    """Strong scaling (one batch for all) and weak scaling (as many tokens for each GPU)."""
+    gpus = [1024, 2048, 4096, 8192, 12288, 16384, 24576]
+    strong = scaling_points(gpus, lambda _: 2**24)
+    weak = scaling_points(gpus, lambda n: 2**10 * n)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "puna", "font.size": 9}):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for name, found in (("strong: 16.8M tokens a step", strong), ("weak: 1,024 a GPU", weak)):
+            speed = [candidate.tokens_per_s / 1e6 for candidate in found]
+            flops = [
+                model_flops(c.job) / c.times.total / c.job.layout.n_processes / TERA for c in found
+            ]
+            left.plot(gpus, speed, "o-", ms=4, label=name)
+            right.plot(gpus, flops, "o-", ms=4, label=name)
+        linear = strong[0].tokens_per_s / 1e6 / gpus[0]
+        left.plot(gpus, [linear * n for n in gpus], ":", color="gray", label="linear")
+        left.set(xlabel="H100 GPUs", ylabel="million tokens/s", title="405B, length 8,192, planned")
+        right.set(xlabel="H100 GPUs", ylabel="TFLOP/s per GPU", ylim=(0, None))
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "planner-scaling.svg", metadata={"Date": None})
+    for name, found in (("strong", strong), ("weak", weak)):
+        for candidate in found:
+            n = candidate.job.layout.n_processes
+            print(f"{name} {n}: {describe(candidate)}: {candidate.tokens_per_s:,.0f} tokens/s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
+    if options.pictures:
+        draw(options.pictures)
+        return
     runs = published_runs()
     if options.fit:
         for name, value in fit([run for run in runs if run.fitted]).items():

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from puna.core.config import Config
@@ -22,6 +21,7 @@ from puna.core.files import sha256_value, write_json
 from puna.core.random import stable_seed
 from puna.data import CorpusConfig, PackedRows, TokenFile, build_corpus
 from puna.model import Llama, LlamaConfig
+from puna.pretraining.held_out import held_out_loss
 from puna.pretraining.tokens import encode_documents
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig, RowSource, next_token, train
@@ -258,14 +258,3 @@ def _carry_out(
     write_json(place / RESULT, asdict(result))
     shutil.rmtree(place / SCRATCH, ignore_errors=True)
     return result
-
-
-@torch.no_grad()
-def held_out_loss(model: Llama, rows: PackedRows, n_rows: int, at_once: int = 16) -> float:
-    """Mean loss of the first ``n_rows`` rows, nats per token."""
-    total, count = 0.0, 0
-    for start in range(0, min(n_rows, len(rows)), at_once):
-        end = min(start + at_once, n_rows, len(rows))
-        outcome = next_token(model, rows.rows(range(start, end)).to(model.device))
-        total, count = total + float(outcome.loss_sum), count + outcome.count
-    return total / count
