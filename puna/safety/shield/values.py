@@ -306,7 +306,8 @@ class Values:
             return Value(param=True)
         chosen = inside or before
         if not chosen:
-            return Value(const=bool(_CONSTANT_NAME.match(name)))
+            const = bool(_CONSTANT_NAME.match(name))
+            return Value(const=const, param=not const and self._of_lambda(name, node))
         known = [chosen[start] for start in sorted(chosen)]
         self._busy.add(node.id)
         try:
@@ -318,6 +319,21 @@ class Values:
         whole = self._all(values)
         whole.text = values[-1].text
         return whole
+
+
+    def _of_lambda(self, name: str, node: Node) -> bool:
+        """Whether it is a parameter of a lambda around that has a name, as other functions have.
+
+        What is handed to a call is left out: ``items.map(x => ...)`` takes nothing from outside.
+        """
+        at, grammar = node.parent, self._grammar
+        while at is not None and at.type not in grammar.functions:
+            if at.type in grammar.lambdas and at.parent is not None:
+                named = at.parent.type in grammar.sets
+                if named and _names_parameter(at, name):
+                    return True
+            at = at.parent
+        return False
 
 
 def _names_parameter(function: Node, name: str) -> bool:
