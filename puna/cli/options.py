@@ -1,5 +1,6 @@
 """Options that several commands share, and what they make: an engine, sampling settings."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -7,6 +8,7 @@ import typer
 if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
     from puna.inference import Engine, Sampling
     from puna.safety import Safeguard
+    from puna.safety.guard import Guard, Policy
 
 DRAFT_TOKENS = 4  # proposed ahead by a draft model when nobody says how many
 
@@ -109,6 +111,26 @@ ShieldMode = Annotated[
     ),
 ]
 
+GuardNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guard",
+        metavar="FOLDER|MODEL|URL",
+        help="Judge prompts and answers by a head of 'puna guard train', a Llama Guard model, or "
+        "one behind an address http://HOST/v1[#NAME]; repeatable.",
+        rich_help_panel="Safety",
+    ),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="FILE",
+        help="YAML: what is done about each hazard, about secrets and personal data.",
+        rich_help_panel="Safety",
+    ),
+]
+
 System = Annotated[str, typer.Option(help="System prompt of a chat.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -144,4 +166,20 @@ def shield_of(mode: Literal["off", "warn", "block"]) -> "list[Safeguard]":
         return []
     from puna.safety.shield import Policy, ShieldFilter
 
-    return [ShieldFilter(Policy(mode=mode))]
+    return [ShieldFilter(Policy(mode=mode), preload=True)]
+
+
+def policy_of(path: Path | None) -> "Policy":
+    """The guard's policy in a file, or the default one."""
+    from puna.safety.guard import Policy
+
+    return Policy() if path is None else Policy.read(path)
+
+
+async def guard_of(names: list[str] | None, policy: Path | None) -> "Guard | None":
+    """The guard that ``--guard`` and ``--policy`` ask for; None where neither is given."""
+    if not names and policy is None:
+        return None
+    from puna.safety.guard import open_guard
+
+    return await open_guard(names or [], policy_of(policy))

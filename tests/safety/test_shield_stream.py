@@ -159,3 +159,11 @@ def test_nothing_is_held_for_ever() -> None:
     text = "```python\nx = [\n" + "    1,\n" * 500
     stream = ShieldStream(BLOCK)
     assert len(stream.push(text)) > len(text) // 2
+
+
+@pytest.mark.parametrize("mode", ["warn", "block"])
+def test_a_line_too_long_to_be_judged_in_time_is_a_fault(mode: str) -> None:
+    text = "```python\nx = 1\ny = (" + "1 + " * 10_000 + "1)\nz = 2\n```\n"
+    out, stream = streamed(text, [5, 9000, 12000], Policy(mode="block", on_error=mode))
+    assert stream.verdict.decision == mode
+    assert out == (text if mode == "warn" else "```python\nx = 1\n")

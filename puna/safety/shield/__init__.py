@@ -4,6 +4,7 @@
 rules are data (``rules/*.yaml``). Nothing is run, no process is started, nothing is written.
 """
 
+from puna.safety.shield.filter import ShieldFilter
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.rules import languages
 from puna.safety.shield.scanner import scan, scan_markdown
@@ -14,6 +15,7 @@ __all__ = [
     "Mode",
     "Policy",
     "Result",
+    "ShieldFilter",
     "ShieldStream",
     "languages",
     "scan",

@@ -1,10 +1,12 @@
 """Finds what the rules of a language describe in a piece of its code."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
-from tree_sitter import Node, Parser, Query, QueryCursor, Tree
+from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
 from puna.safety.shield import grammars, rules
 from puna.safety.shield.conditions import Place
@@ -40,17 +42,14 @@ class Engine:
         self.grammar = grammars.GRAMMARS[language]
         self.rules: RuleSet = rules.load(language)
         self.parser_language = grammars.load(language)
-        self.facts = Query(self.parser_language, _facts_query(language))
-        self.raw = Query(self.parser_language, "\n".join(p.query for p in self.rules.queries) or "")
-        self.raw_owner = self._owners()
-
-    def _owners(self) -> list[Pattern]:
-        """The rule pattern of each pattern of the joined queries."""
-        owners = []
-        for pattern in self.rules.queries:
-            count = Query(self.parser_language, pattern.query).pattern_count
-            owners += [pattern] * count
-        return owners
+        self.facts = _query(self.parser_language, _facts_query(language))
+        texts = [pattern.query for pattern in self.rules.queries]
+        self.raw = _query(self.parser_language, "\n".join(texts))
+        starts = list(accumulate((len(text.encode()) + 1 for text in texts), initial=0))
+        n_patterns = self.raw.pattern_count if self.raw else 0
+        places = [self.raw.start_byte_for_pattern(n) for n in range(n_patterns)] if self.raw else []
+        self.raw_owner = [self.rules.queries[bisect_right(starts, at) - 1] for at in places]
+        """The rule's pattern that each pattern of the joined queries belongs to."""
 
     def opening(self, code: str) -> bytes:
         """What has to stand before code so that it parses: PHP is text until it is opened."""
@@ -60,6 +59,11 @@ class Engine:
     def parser(self) -> Parser:
         """A new parser of this language."""
         return Parser(self.parser_language)
+
+
+def _query(language: Language, text: str) -> Query | None:
+    """A query, None of nothing: even an empty one takes 27 MB with the grammar of SQL."""
+    return Query(language, text) if text.strip() else None
 
 
 @cache
@@ -124,10 +128,7 @@ class Scan:
         return len(self._data[at - n_bytes : at].decode("utf-8", "replace"))
 
     def _found(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
-        cursor = QueryCursor(self._engine.facts)
-        if (start, end) != (0, len(self._data)):
-            cursor.set_byte_range(start, end)
-        captures = cursor.captures(self._root)
+        captures = self._captures(start, end)
         for node in captures.get("import", ()):
             self._reader.aliases.update(aliases_of(self._engine.language, node))
         self._index.add(captures.get("set", []), captures.get("function", []))
@@ -139,6 +140,18 @@ class Scan:
         yield from self._texts(start, end)
         if self._engine.raw_owner:
             yield from self._queries(start, end)
+
+    def _captures(self, start: int, end: int) -> dict[str, list[Node]]:
+        """The nodes that are facts, by kind."""
+        if self._engine.facts is None:
+            return {}
+        return self._cursor(self._engine.facts, start, end).captures(self._root)
+
+    def _cursor(self, query: Query, start: int, end: int) -> QueryCursor:
+        cursor = QueryCursor(query)
+        if (start, end) != (0, len(self._data)):
+            cursor.set_byte_range(start, end)
+        return cursor
 
     def _calls(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
@@ -245,9 +258,8 @@ class Scan:
                     break
 
     def _queries(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
-        cursor = QueryCursor(self._engine.raw)
-        if (start, end) != (0, len(self._data)):
-            cursor.set_byte_range(start, end)
+        assert self._engine.raw is not None
+        cursor = self._cursor(self._engine.raw, start, end)
         for index, captures in cursor.matches(self._root):
             pattern = self._engine.raw_owner[index]
             node = captures.get("hit", [None])[0] or next(iter(captures.values()))[0]

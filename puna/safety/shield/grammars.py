@@ -351,7 +351,7 @@ GRAMMARS: dict[str, Grammar] = {
         brackets="xml",
     ),
     "dockerfile": Grammar("dockerfile", sets={"env_pair": ("name", "value")}, brackets="lines"),
-    "sql": Grammar("sql", brackets="sql"),
+    "sql": Grammar("sql", concats=frozenset(), brackets="sql"),
 }
 
 

@@ -32,6 +32,8 @@ class Policy:
     """What a piece counts as whose logical line did not end within ``held_lines``."""
     held_lines: int = 200
     """Most lines held for one logical line."""
+    held_characters: int = 16_384
+    """Longest logical line that is judged; a longer one counts as ``on_error`` says."""
     line_seconds: float = 0.04
     """Longest time to parse one logical line."""
 
@@ -59,6 +61,7 @@ class ShieldStream:
         self._code: GrowingCode | None = None
         self._held: list[str] = []
         """Lines that wait for their logical line to end."""
+        self._held_characters = 0
 
     @property
     def result(self) -> Result:
@@ -124,6 +127,9 @@ class ShieldStream:
             complete = bool(self._piece_language)  # a language without rules is let through
         else:
             complete = self._code.feed(code)
+        self._held_characters += len(code)
+        if self._held_characters > self.policy.held_characters and self._code is not None:
+            return self._oversized()
         if complete:
             return self._judge()
         if len(self._held) >= self.policy.held_lines:
@@ -149,6 +155,13 @@ class ShieldStream:
             self._fault(self.policy.on_unparsable, "code goes on without an end to its statement")
         return self._judge()
 
+    def _oversized(self) -> str:
+        """A logical line that is too long to be judged in time."""
+        held, self._held, self._held_characters = self._held, [], 0
+        self._fault(self.policy.on_error, "a line of code is too long to be judged")
+        self._change_language(self._piece_language)  # what follows is read anew
+        return "" if self.verdict.decision == "block" else "".join(held)
+
     def _end_of_piece(self) -> str:
         """The piece of code is complete: whatever of it is held is judged as it is."""
         out = self._judge() if self._held else ""
@@ -158,7 +171,7 @@ class ShieldStream:
 
     def _judge(self) -> str:
         """Scan what is held; the text of it, when it may be released."""
-        held, self._held = self._held, []
+        held, self._held, self._held_characters = self._held, [], 0
         if self._code is not None:
             try:
                 hits = self._code.scan()
