@@ -4,21 +4,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from puna.cli.options import Compile, Json, Weights
+from puna.cli.options import Compile, GuardNames, Json, PolicyFile, Weights, guard_of
+from puna.cli.redteam_show import Bar, show
 from puna.core.errors import PunaError, UsageError
 
 if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
     from puna.safety.guard.judgement import Classifier
     from puna.safety.models import ChatModel
-    from puna.safety.redteam import Cast, RedTeamConfig, Replayed
+    from puna.safety.redteam import Cast, Goal, RedTeamConfig, Replayed
 
-_SHOWN = 12  # lines of a part in the terminal
 _WHO = "Who takes part"
 _WHAT = "What is tried"
 
@@ -49,11 +50,11 @@ Judge = Annotated[
     str | None,
     typer.Option(metavar="MODEL|URL", help="Rates answers 1 to 10.", rich_help_panel=_WHO),
 ]
-Guard = Annotated[
+JudgeGuard = Annotated[
     str | None,
     typer.Option(
-        metavar="GUARD|URL",
-        help="Tells whether answers are harmful: a trained guard or a Llama Guard model.",
+        metavar="FOLDER|MODEL|URL",
+        help="A guard, named as for --guard, that tells whether answers are harmful.",
         rich_help_panel=_WHO,
     ),
 ]
@@ -91,6 +92,15 @@ def run(
         list[Path] | None,
         typer.Option(
             metavar="YAML", help="Attacks of your own; repeatable.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    goals: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="YAML|NAME",
+            help="Goals of your own, or advbench, do-not-answer, harmbench, read from their "
+            "packages; repeatable. Default: the project's.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
     kind: Annotated[
@@ -142,7 +152,9 @@ def run(
         ),
     ] = None,
     judge: Judge = None,
-    guard: Guard = None,
+    judge_guard: JudgeGuard = None,
+    guard: GuardNames = None,
+    policy: PolicyFile = None,
     threshold: Threshold = 7,
     concurrency: Concurrency = 16,
     weights: Weights = "auto",
@@ -177,14 +189,18 @@ def run(
     plan = make_plan(
         config,
         [one for path in attack_file or [] for one in read_attacks(path)],
+        aims=[goal for source in goals or [] for goal in _goals(source)],
         has_attacker=attacker is not None,
         has_weights=not is_address(model),
     )
     folder = out or Path(f"redteam-{_short(model)}")
 
+    engine = {"weights": weights, "compile": compiled}
+    parties = _Parties(model, attacker, judge, judge_guard, guard or [], policy, engine)
+
     async def work() -> dict[str, Any]:
-        async with _cast(model, attacker, judge, guard, config, weights, compiled) as cast:
-            with _Bar("succeeded") as bar:
+        async with _cast(parties, config) as cast:
+            with Bar("succeeded") as bar:
                 return await red_team(
                     config,
                     cast,
@@ -199,7 +215,7 @@ def run(
     if as_json:
         print(json.dumps({"folder": str(folder), **summary}, ensure_ascii=False))
     else:
-        _show(summary, folder)
+        show(summary, folder)
     if summary["failed"]:
         raise PunaError(f"{summary['failed']} trials failed: the same command tries them again")
 
@@ -208,7 +224,9 @@ def replay(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="With findings.jsonl.")],
     model: Target,
     judge: Judge = None,
-    guard: Guard = None,
+    judge_guard: JudgeGuard = None,
+    guard: GuardNames = None,
+    policy: PolicyFile = None,
     threshold: Threshold = 7,
     concurrency: Concurrency = 16,
     weights: Weights = "auto",
@@ -224,9 +242,12 @@ def replay(
         raise UsageError(f"{folder} holds no findings: no attack had succeeded")
     config = RedTeamConfig(threshold=threshold)
 
+    engine = {"weights": weights, "compile": compiled}
+    parties = _Parties(model, None, judge, judge_guard, guard or [], policy, engine)
+
     async def work() -> "list[Replayed]":
-        async with _cast(model, None, judge, guard, config, weights, compiled) as cast:
-            with _Bar("still succeed") as bar:
+        async with _cast(parties, config) as cast:
+            with Bar("still succeed") as bar:
                 bar.start(0, len(findings))
                 return await try_again(
                     cast,
@@ -277,16 +298,24 @@ def list_attacks(as_json: Json = False) -> None:
     console.print(f"Languages: {', '.join(LANGUAGES)}", highlight=False)
 
 
+@dataclass(frozen=True)
+class _Parties:
+    """Who takes part, as the user named them."""
+
+    target: str
+    attacker: str | None
+    judge: str | None
+    judge_guard: str | None
+    """The guard that judges answers."""
+    guards: list[str]
+    """Those that the target is behind."""
+    policy: Path | None
+    engine: dict[str, Any]
+    """Fields of `EngineConfig` for models of this machine."""
+
+
 @asynccontextmanager
-async def _cast(
-    target: str,
-    attacker: str | None,
-    judge: str | None,
-    guard: str | None,
-    config: "RedTeamConfig",
-    weights: str,
-    compiled: bool,
-) -> "AsyncIterator[Cast]":
+async def _cast(parties: _Parties, config: "RedTeamConfig") -> "AsyncIterator[Cast]":
     """Everybody who takes part, each model loaded once, closed in the end."""
     from puna.inference import Sampling
     from puna.safety.models import ChatModel, is_address, open_model
@@ -296,113 +325,53 @@ async def _cast(
     opened: dict[str, ChatModel] = {}
     async with AsyncExitStack() as stack:
 
-        async def open_once(source: str | None) -> ChatModel | None:
-            if source is None:
-                return None
+        async def open_once(source: str) -> ChatModel:
             if source not in opened:
-                opened[source] = await open_model(source, weights=weights, compile=compiled)
+                opened[source] = await open_model(source, **parties.engine)
                 stack.push_async_callback(opened[source].close)
             return opened[source]
 
-        first = await open_once(target)
-        assert first is not None
-        judging = await open_once(guard)
         limits = {"max_new_tokens": config.max_new_tokens, "temperature": config.temperature}
         yield Cast(
-            target=first,
-            attacker=await open_once(attacker),
-            judge=await open_once(judge),
-            guard=_guard(judging),
+            target=await _defended(stack, parties, await open_once(parties.target)),
+            attacker=await open_once(parties.attacker) if parties.attacker else None,
+            judge=await open_once(parties.judge) if parties.judge else None,
+            guard=await _classifier(stack, parties.judge_guard) if parties.judge_guard else None,
             sampling=Sampling.parse(limits, where="redteam"),
             threshold=config.threshold,
-            white_box=None if is_address(target) else WhiteBox.of(target),
+            white_box=None if is_address(parties.target) else WhiteBox.of(parties.target),
         )
 
 
-def _guard(model: "ChatModel | None") -> "Classifier | None":
-    """A Llama Guard model, in this process or behind an address."""
-    from puna.safety.guard.llama_guard import LocalLlamaGuard, RemoteLlamaGuard
-    from puna.safety.models import LocalModel
+async def _defended(stack: AsyncExitStack, parties: _Parties, model: "ChatModel") -> "ChatModel":
+    """The target behind the guards that are asked for; itself without any."""
+    from puna.safety.defended import Defended
+    from puna.safety.guard import close_guard
 
-    if model is None:
-        return None
-    return LocalLlamaGuard(model) if isinstance(model, LocalModel) else RemoteLlamaGuard(model)
-
-
-class _Bar:
-    """A progress bar on standard error, or a line at each tenth where that is no terminal."""
-
-    def __init__(self, what: str) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._what = what
-        self._console: Console = Console(stderr=True)
-        self._progress: Progress = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[hits]} " + what),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._hits = self._done = self._all = 0
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def start(self, done: int, total: int) -> None:
-        """Say how many there are, and how many were done before."""
-        self._done, self._all = done, total
-        self._task = self._progress.add_task("", total=total, completed=done, hits=0)
-
-    def advance(self, hit: bool | None) -> None:
-        """One more is done."""
-        self._hits += bool(hit)
-        self._done += 1
-        self._progress.update(self._task, completed=self._done, hits=self._hits)
-        if (
-            self._progress.disable
-            and self._done * 10 // self._all > (self._done - 1) * 10 // self._all
-        ):
-            text = f"{self._done} of {self._all} · {self._hits} {self._what}"
-            self._console.print(text, highlight=False)
+    guard = await guard_of(parties.guards, parties.policy)
+    if guard is None:
+        return model
+    stack.push_async_callback(close_guard, guard)
+    return Defended(model, guard, ", ".join(parties.guards) or str(parties.policy))
 
 
-def _show(summary: dict[str, Any], folder: Path) -> None:
-    """The figures for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
+async def _classifier(stack: AsyncExitStack, name: str) -> "Classifier":
+    """The guard that judges answers; raises `UsageError` for one that judges prompts only."""
+    from puna.safety.guard import close_guard
 
-    from puna.safety.redteam.goals import group_names
-    from puna.safety.redteam.report import outcome, percent
+    guard = await guard_of([name], None)
+    assert guard is not None
+    stack.push_async_callback(close_guard, guard)
+    if guard.classifier is None:
+        raise UsageError(f"--judge-guard {name} judges prompts only: name one for hazards")
+    return guard.classifier
 
-    console, names = Console(), group_names()
-    for part in ("by_family", "by_group", "by_attack"):
-        table = Table(part.removeprefix("by_"), "succeeded", "of", "share", "95% interval")
-        shown = names if part == "by_group" else {}
-        for name, found in list(summary[part].items())[:_SHOWN]:
-            interval = f"{percent(found['low'])} to {percent(found['high'])}"
-            figures = [str(found["successes"]), str(found["n"]), percent(found["share"]), interval]
-            table.add_row(shown.get(name, name), *figures)
-        console.print(table)
-    for pair, both in summary["agreement"].items():
-        kappa = "not defined" if both["kappa"] is None else f"{both['kappa']:.2f}"
-        console.print(f"{pair}: kappa {kappa} on {both['n']} answers", highlight=False)
-    for name, reason in summary["left_out"].items():
-        console.print(f"[dim]not tried: {name} {reason}[/]", highlight=False)
-    console.print(outcome(summary), highlight=False)
-    console.print(f"{folder}: report.html, summary.json, findings.jsonl", highlight=False)
+
+def _goals(source: str) -> "list[Goal]":
+    from puna.safety.redteam.goals import borrowed, read_goals
+
+    path = Path(source)
+    return read_goals(path) if path.suffix in (".yaml", ".yml") else borrowed(source)
 
 
 def _short(model: str) -> str:

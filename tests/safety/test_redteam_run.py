@@ -78,6 +78,14 @@ class TestFolder:
         with pytest.raises(UsageError, match="was begun with model"):
             carried_out(tmp_path, Cast(Scripted(leaky, digest="other")))
 
+    def test_a_larger_limit_adds_to_what_is_there(self, tmp_path: Path) -> None:
+        first = carried_out(tmp_path, Cast(Scripted(leaky)), limit=5)
+        target = Scripted(leaky)
+        assert carried_out(tmp_path, Cast(target), limit=12)["success"]["n"] == 12  # type: ignore
+        assert len(target.asked) == 7
+        again = carried_out(tmp_path, Cast(Scripted(leaky)), limit=5)
+        assert {**again, "seconds": 0} == {**first, "seconds": 0}
+
     def test_two_runs_give_the_same_results_whatever_runs_side_by_side(
         self, tmp_path: Path
     ) -> None:

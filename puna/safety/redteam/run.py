@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from puna import __version__
-from puna.core.files import sha256_value, write_json
+from puna.core.files import write_json
 from puna.inference.batch import Record
 from puna.inference.results import Results
 from puna.safety.redteam.arena import Cast
@@ -46,10 +46,11 @@ async def red_team(
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    with Results(folder / RESULTS, _settings(config, cast, plan)) as results:
+    with Results(folder / RESULTS, _settings(config, cast)) as results:
         started(results.n_done, len(plan.trials))
         await run_trials(cast, plan.trials, results, concurrency=concurrency, done=done)
-    records = sorted(read_records(folder / RESULTS), key=lambda record: record["line"])
+    found = sorted(read_records(folder / RESULTS), key=lambda record: record["line"])
+    records = [record for record in found if record["line"] <= len(plan.trials)]
     findings = [finding_of(record, cast) for record in records if record.get("success")]
     write_findings(folder, findings)
     summary = {
@@ -70,15 +71,14 @@ async def red_team(
     return summary
 
 
-def _settings(config: RedTeamConfig, cast: Cast, plan: Plan) -> dict[str, Any]:
-    """What results depend on; the plan itself by its hash, since attacks are data that change."""
+def _settings(config: RedTeamConfig, cast: Cast) -> dict[str, Any]:
+    """What results depend on, but for the trials: each is known by a hash of its own."""
     return {
         "model": cast.target.digest,
         "attacker": cast.attacker and cast.attacker.digest,
         "judge": cast.judge and cast.judge.digest,
         "guard": _name(cast.guard),
-        **config.model_dump(mode="json"),
-        "trials": sha256_value([trial.spec() for trial in plan.trials])[:16],
+        **config.model_dump(mode="json", exclude={"limit"}),
     }
 
 
