@@ -1,5 +1,6 @@
 """The fitter on points made by a known law, and on a real sweep that is kept with the code."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 
 from puna.core.errors import UsageError
+from puna.core.events import EventLog
+from puna.pretraining.scaling import sweep as under_test
 from puna.pretraining.scaling.accuracy import fit_accuracy
 from puna.pretraining.scaling.fit import Point, fit_law
-from puna.pretraining.scaling.laws import predict, shape_for
+from puna.pretraining.scaling.laws import predict, rate_law, shape_for
+from puna.pretraining.scaling.sweep import Result, Sweep, read_results, run_sweep
 
 ALPHA, FACTOR = 0.537, 0.299  # "The Llama 3 Herd of Models", figure 3
 BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21, 1e22)
@@ -81,3 +85,49 @@ def test_the_shape_for_a_prediction_has_about_that_many_parameters() -> None:
         assert shape.n_params() == pytest.approx(wanted, rel=0.25)
     with pytest.raises(UsageError, match="fewer than the smallest shape"):
         shape_for(1e6, 128_256)
+
+
+def test_sweeps_go_on_where_they_were_and_refuse_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "text.jsonl"
+    words = ["llama", "puna", "grass", "lake", "stone", "wool", "herd", "path"]
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(words, 40)) for _ in range(120)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    size = {"dim": 16, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "ffn_dim": 16}
+    settings = {
+        "corpus": {"sources": {"files": {"path": str(corpus)}}, "validation_fraction": 0.2,
+                   "duplicate_similarity": 1.0},
+        "vocab_size": 300, "row_length": 32, "validation_rows": 4,
+        "sizes": {"a": size, "b": size | {"n_layers": 2}}, "budgets": {3e8: ["a", "b"]},
+        "loop": {"steps": 99, "batch_rows": 4, "learning_rate": 0.01, "precision": "fp32"},
+    }  # fmt: skip
+    sweep, seen = Sweep.parse(settings, where="test"), []
+    folder = tmp_path / "runs"
+    first = run_sweep(sweep, folder, EventLog(), seen.append)
+    assert [r.size for r in first] == ["a", "b"]
+    for result in first:
+        assert result.flops == pytest.approx(result.budget, rel=0.1)
+        assert result.loss < math.log(300)
+    monkeypatch.setattr(under_test, "train", None)  # nothing is trained again
+    assert run_sweep(sweep, folder, EventLog(), seen.append) == first
+    assert read_results(folder) == first
+    other = Sweep.parse(settings | {"seed": 1}, where="test")
+    with pytest.raises(UsageError, match="holds a sweep with other settings"):
+        run_sweep(other, folder, EventLog(), seen.append)
+    wrong = settings | {"budgets": {3e8: ["c"]}}
+    with pytest.raises(UsageError, match="names no size: 'c' is not in sizes"):
+        Sweep.parse(wrong, where="test")
+
+
+def test_the_best_rate_over_sizes_is_found() -> None:
+    results = [
+        Result(name, 1e12, rate, n, 1e12, 1000, 10, 3 + (math.log(rate / best)) ** 2, 1.0)
+        for name, n in (("a", 1e6), ("b", 1e7), ("c", 1e8))
+        for best in [0.5 * n**-0.4]
+        for rate in (best * factor for factor in (0.3, 0.6, 1.1, 2.0))
+    ]
+    law = rate_law(results)
+    assert law.power.value == pytest.approx(-0.4, abs=1e-6)
+    assert law.factor.value == pytest.approx(0.5, rel=1e-4)
