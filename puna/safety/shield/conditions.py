@@ -112,6 +112,7 @@ _IDENTIFIER = re.compile(r"(?<![\w.>])[A-Za-z_]\w*(?!\w|\s*\()")
 _SIZEOF = re.compile(
     r"sizeof\s*(?:\([^()]*(?:\([^()]*\))?[^()]*\)|\w+)|\((?:\w+\s*)+\**\)(?=\s*\w)"
 )
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
 _LEAVES = re.compile(r"\b(?:return|goto|break|continue|throw|exit)\b")
 
 
@@ -129,7 +130,11 @@ def _unchecked(place: Place) -> bool:
     names = {name for name in names if not name.isupper()}
     before = place.values.before(place.node)
     return bool(names) and not any(
-        re.search(rf"\b{name}\b\s*[<>]=?(?![<>])|(?<![<>-])[<>]=?\s*{name}\b", before)
+        re.search(
+            rf"\b{name}\b\s*[<>]=?(?![<>])|(?<![<>-])[<>]=?\s*{name}\b"
+            rf"|\b{name}\s*=[^=;][^;]*(?:[<?]|(?<!-)>|\b(?:min|MIN|clamp)\b)",
+            before,
+        )
         for name in names
     )
 
@@ -143,7 +148,7 @@ def _after(place: Place, capture: str) -> bool:
     given = rf"(?<![\w.>]){name}\s*=(?!=)|&\s*{name}\b"
     if re.search(given, between) or _LEAVES.search(between):
         return False
-    here = text_of(place.node)
+    here = _STRING.sub('""', text_of(place.node))
     used = re.search(rf"(?<![\w.>]){name}(?!\w)", here)
     again = re.search(given, here)
     return used is not None and (again is None or again.start() > used.start())
