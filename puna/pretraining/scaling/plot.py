@@ -1,17 +1,25 @@
 """The picture of a sweep: parabolas at each budget, and the lines that their lowest points make."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from puna.core.files import write_bytes
 from puna.pretraining.scaling.fit import Law
 from puna.pretraining.scaling.sweep import Result
 
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "puna", "font.size": 9, "legend.frameon": False}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "puna",
+    "font.size": 9,
+    "legend.frameon": False,
+}
 
 
 def draw(results: Sequence[Result], law: Law, path: Path, held_out: Sequence[float] = ()) -> None:
@@ -45,10 +53,7 @@ def draw(results: Sequence[Result], law: Law, path: Path, held_out: Sequence[flo
         write_bytes(path, _rendered(figure, path.suffix.lstrip(".") or "svg"))
 
 
-def _parabolas(
-    axes: object, results: Sequence[Result], law: Law, held_out: Sequence[float]
-) -> None:
-    assert hasattr(axes, "plot")
+def _parabolas(axes: Axes, results: Sequence[Result], law: Law, held_out: Sequence[float]) -> None:
     for number, budget in enumerate(sorted({result.budget for result in results})):
         runs = sorted((r for r in results if r.budget == budget), key=lambda r: r.tokens)
         marker = "D" if budget in held_out else "o"
@@ -68,8 +73,6 @@ def _parabolas(
 
 
 def _rendered(figure: Figure, kind: str) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     figure.savefig(buffer, format=kind, metadata=metadata)
