@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from puna.core.errors import UsageError
+from puna.core.errors import PunaError, UsageError
 from puna.core.files import write_text
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file or a shipped name.")]
@@ -49,6 +49,7 @@ def carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
     from puna.parallel import here
     from puna.workflow.run import run_recipe
     from puna.workflow.show import show_result
+    from puna.workflow.stages.gate import refusal
 
     console = Console(stderr=as_json, quiet=not here().is_first)
     summary = run_recipe(recipe, runs, console)
@@ -58,6 +59,8 @@ def carry_out(recipe: Any, runs: Path, as_json: bool) -> None:
         print(json.dumps(summary, ensure_ascii=False))
     else:
         show_result(console, runs / recipe.name, summary)
+    if line := refusal(summary):
+        raise PunaError(line)
 
 
 def validate(recipe: RecipeName, overrides: Overrides = None) -> None:

@@ -11,12 +11,14 @@ from puna.workflow.stages.corpus import DataStage, TokenizerStage
 from puna.workflow.stages.distill import DistillStage
 from puna.workflow.stages.dpo import DPOStage
 from puna.workflow.stages.evaluate import EvaluateStage
+from puna.workflow.stages.gate import GateStage
 from puna.workflow.stages.online import GRPOStage, PPOStage
 from puna.workflow.stages.pretrain import PretrainStage
 from puna.workflow.stages.qat import QATStage
 from puna.workflow.stages.reward import RewardStage
 from puna.workflow.stages.rewards import REWARD, PromptStage
 from puna.workflow.stages.rounds import RoundsStage
+from puna.workflow.stages.safety import SafetyStage
 from puna.workflow.stages.sample import SampleStage
 from puna.workflow.stages.sft import SFTStage
 from puna.workflow.stages.training import FromModel
@@ -29,6 +31,7 @@ class Stages(Config):
     data: DataStage | None = None
     tokenizer: TokenizerStage | None = None
     pretrain: PretrainStage | None = None
+    safety: SafetyStage | None = None
     sft: SFTStage | None = None
     reward: RewardStage | None = None
     sample: SampleStage | None = None
@@ -38,6 +41,7 @@ class Stages(Config):
     distill: DistillStage | None = None
     qat: QATStage | None = None
     rounds: RoundsStage | None = None
+    gate: GateStage | None = None
     evaluate: EvaluateStage | None = None
 
     @model_validator(mode="after")
@@ -50,6 +54,9 @@ class Stages(Config):
             raise ValueError("stages.sft.replay repeats documents: add stages.data")
         if self.sft and self.sft.from_sample:
             raise ValueError("stages.sft runs before stages.sample: from_sample is for rounds.sft")
+        for name, learner in (("sft", self.sft), ("dpo", self.dpo)):
+            if learner and learner.from_safety and not self.safety:
+                raise ValueError(f"stages.{name}.from_safety learns from stages.safety: add it")
         if self.dpo and self.dpo.from_sample and not self.sample:
             raise ValueError("stages.dpo.from_sample learns from stages.sample: add it")
         if self.rounds and self.rounds.best_by and not self.evaluate:

@@ -24,15 +24,18 @@ from puna.workflow.recipe import Recipe
 from puna.workflow.report import write_report
 from puna.workflow.rounds import carry_out_rounds
 from puna.workflow.stage import Artifact, run_stage
+from puna.workflow.stages import gate
 from puna.workflow.stages.corpus import Exercises, exercises, run_data, run_tokenizer
 from puna.workflow.stages.distill import run_distill
 from puna.workflow.stages.dpo import run_dpo
 from puna.workflow.stages.evaluate import run_baselines, run_evaluate
+from puna.workflow.stages.gate import GateStage, run_gate
 from puna.workflow.stages.online import run_grpo, run_ppo
 from puna.workflow.stages.pretrain import fresh_model, run_pretrain
 from puna.workflow.stages.qat import run_qat
 from puna.workflow.stages.reward import run_reward
 from puna.workflow.stages.rounds import RoundsStage
+from puna.workflow.stages.safety import run_safety
 from puna.workflow.stages.sample import run_sample
 from puna.workflow.stages.sft import run_sft
 from puna.workflow.stages.training import MODEL, FromModel, Given, digest_of, resolve_base
@@ -44,6 +47,7 @@ EVENTS = "events.jsonl"
 BASELINES, EVALUATE = "baselines", "evaluate"
 # What carries out each stage that starts from a model; `Stages` says in which order.
 _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
+    "safety": run_safety,
     "sft": run_sft,
     "reward": run_reward,
     "sample": run_sample,
@@ -52,6 +56,7 @@ _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
     "grpo": run_grpo,
     "distill": run_distill,
     "qat": run_qat,
+    "gate": run_gate,
 }
 
 
@@ -205,6 +210,8 @@ def _tune(run: Run, name: str, config: FromModel) -> None:
     method = name.partition("-")[0]  # of several settings in a round: dpo-1, dpo-2
     work = partial(_RUNS[method], config, given)
     run.stage(name, config, inputs, work, together=config.together)
+    if isinstance(config, GateStage):  # also of a stage that was skipped: it may be gone
+        here().on_first(partial(gate.leave, run.done[name].folder, base))
     if config.leaves_policy:
         _judge_policy(run, name)
 

