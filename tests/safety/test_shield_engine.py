@@ -68,10 +68,27 @@ def test_a_call_has_its_full_name(language: str, code: str, name: str) -> None:
         ("os.system(['a', 'b'][0])", False),
         ("os.system(x if y else 'ls')", True),
         ("os.system('a' if y else 'ls')", False),
+        ("def f(a='ls'):\n    os.system(a)", True),
+        ("g(a='ls')\nos.system(a)", True),
     ],
 )
 def test_a_constant_is_no_injection(code: str, insecure: bool) -> None:
     assert (scan(code, "python").verdict == "block") == insecure
+
+
+@pytest.mark.parametrize(
+    ("language", "code", "line"),
+    [
+        ("python", 'end of a docstring.\n    """\n    os.system(a)\n', 3),
+        ("python", 'x = f(\n"""\nos.system(a)\n""")\n', None),
+        ("c", "it's a comment\n */\nvoid f(void) { gets(b); }\n", 3),
+        ("php", "echo 1;\n$db->query(\"SELECT a FROM b WHERE c = '$d'\");\n", 2),
+        ("php", "<p>a</p>\n<?php\neval($a);\n", 3),
+    ],
+)
+def test_a_piece_may_begin_anywhere(language: str, code: str, line: int | None) -> None:
+    found = {one.line for one in scan(code, language).findings}
+    assert found == (set() if line is None else {line})
 
 
 @pytest.mark.parametrize(

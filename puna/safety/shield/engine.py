@@ -1,5 +1,6 @@
 """Finds what the rules of a language describe in a piece of its code."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
 
 from puna.safety.shield import grammars, rules
 from puna.safety.shield.conditions import Place
+from puna.safety.shield.grammars import words
 from puna.safety.shield.imports import aliases_of
 from puna.safety.shield.needles import may_match
 from puna.safety.shield.rules import Pattern, Rule, RuleSet
@@ -19,6 +21,8 @@ from puna.safety.shield.values import LOOK_BACK, Index, Values
 _BLOCKS = (
     "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
 )  # fmt: skip
+_SLASHES = words("c js java csharp go kotlin swift rust")
+_DOCSTRING_END = re.compile(r"^[ \t]*(\"\"\"|''')[ \t]*(?:$|[%.)])", re.M)
 _SHORT = 8
 """Strings below this length are not taken apart."""
 
@@ -52,13 +56,32 @@ class Engine:
         """The rule's pattern that each pattern of the joined queries belongs to."""
 
     def opening(self, code: str) -> bytes:
-        """What has to stand before code so that it parses: PHP is text until it is opened."""
-        inside = self.language == "php" and not code.lstrip().startswith("<")
-        return b"<?php " if inside else b""
+        """What has to stand before a piece of code so that it parses.
+
+        PHP is text until it is opened; a piece may begin within a comment or a docstring.
+        """
+        if self.language == "php":
+            return b"" if code.lstrip().startswith("<") else b"<?php "
+        if self.language == "python":
+            return _docstring_begun(code)
+        end, begin = code.find("*/"), code.find("/*")
+        within = end >= 0 and (begin < 0 or end < begin)
+        return b"/*" if within and self.grammar.brackets in _SLASHES else b""
 
     def parser(self) -> Parser:
         """A new parser of this language."""
         return Parser(self.parser_language)
+
+
+def _docstring_begun(code: str) -> bytes:
+    """The quotes of a docstring that the code begins in, judged by how it ends."""
+    found = _DOCSTRING_END.search(code)
+    if found is None:
+        return b""
+    before = code[: found.start()]
+    if found[1] in before or not before.strip() or before.rstrip()[-1] in ":([{,=\\":
+        return b""
+    return found[1].encode()
 
 
 def _query(language: Language, text: str) -> Query | None:

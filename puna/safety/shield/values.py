@@ -31,6 +31,13 @@ _NUMBERS = words(
     "integer_literal real_literal float_literal int_literal decimal_floating_point_literal "
     "true false boolean boolean_literal"
 )
+_NO_VARIABLES = words(
+    "keyword_argument pair keyed_element default_parameter typed_default_parameter parameter "
+    "element_value_pair jsx_attribute field_initializer initializer_pair optional_parameter "
+    "array_element_initializer keyword_parameter simple_parameter flow_pair block_mapping_pair "
+    "Attribute attribute element"
+)
+"""Facts that give a value to something else than a variable."""
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
 _INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
@@ -90,7 +97,7 @@ class Index:
 
     def add(self, sets: list[Node], functions: list[Node]) -> None:
         """Take note of nodes; those seen before, by their start, may have grown."""
-        self._pending += sets
+        self._pending += [node for node in sets if node.type not in _NO_VARIABLES]
         if functions:
             self._functions.update((node.start_byte, node) for node in functions)
             self._starts = None
@@ -319,7 +326,6 @@ class Values:
         whole = self._all(values)
         whole.text = values[-1].text
         return whole
-
 
     def _of_lambda(self, name: str, node: Node) -> bool:
         """Whether it is a parameter of a lambda around that has a name, as other functions have.
