@@ -14,6 +14,7 @@ from puna.core.errors import UsageError
 from puna.core.files import new_folder, write_json
 from puna.formats.hf_config import CONFIG, config_json, load_config, read_json
 from puna.formats.weights import Model, build_model, check_vocabulary
+from puna.model import LlamaConfig
 from puna.model.llama import Llama
 from puna.tokenizer import Tokenizer
 
@@ -33,9 +34,7 @@ def load_folder(
     """
     config = load_config(folder, cls.architecture)
     weights = FolderWeights(folder)
-    shapes = {name: shape for name, shape in weights.shapes.items() if not _COMPUTED.search(name)}
-    if config.tie_embeddings:
-        shapes.pop("lm_head.weight", None)
+    shapes = weights.model_shapes(config)
     tokenizer = Tokenizer.from_folder(folder)
     check_vocabulary(tokenizer, config.vocab_size, str(folder))
     model = build_model(
@@ -59,21 +58,28 @@ def save_model(
     generation at the tokenizer's ``stop_ids``. ``changes`` are further keys of ``config.json``, or
     other values. An existing ``folder`` is replaced.
     """
+    with new_folder(folder) as building:
+        save_beside_weights(building, model, tokenizer, changes)
+        _save_weights(building, model.state_dict(), max_shard_bytes)
+
+
+def save_beside_weights(
+    folder: Path, model: Llama, tokenizer: Tokenizer, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Write what a model's folder has beside its weights; arguments as in `save_model`."""
     check_vocabulary(tokenizer, model.config.vocab_size, str(folder))
     special: dict[str, Any] = {
         "bos_id": tokenizer.bos_id,
         "eos_ids": sorted(tokenizer.stop_ids),
         "pad_id": tokenizer.pad_id,
     }
-    dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = config_json(model.config, dtype=dtype, architecture=model.architecture, **special)
     config |= changes or {}
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-    with new_folder(folder) as building:
-        _save_weights(building, model.state_dict(), max_shard_bytes)
-        write_json(building / CONFIG, config)
-        write_json(building / "generation_config.json", {key: config[key] for key in keys})
-        tokenizer.save(building)
+    write_json(folder / CONFIG, config)
+    write_json(folder / "generation_config.json", {key: config[key] for key in keys})
+    tokenizer.save(folder)
 
 
 class FolderWeights:
@@ -88,6 +94,13 @@ class FolderWeights:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path, names in weight_files(folder).items():
             self._map(path, names)
+
+    def model_shapes(self, config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+        """`shapes`, less those of what a model of this configuration computes or shares."""
+        shapes = {name: shape for name, shape in self.shapes.items() if not _COMPUTED.search(name)}
+        if config.tie_embeddings:
+            shapes.pop("lm_head.weight", None)
+        return shapes
 
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self._file_of[name].get_tensor(name)
@@ -140,7 +153,8 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def _save_weights(folder: Path, state: dict[str, Tensor], max_shard_bytes: int) -> None:
-    shards = list(_shards(state, max_shard_bytes))
+    sizes = {name: tensor.nbytes for name, tensor in state.items()}
+    shards = list(weight_shards(sizes, max_shard_bytes))
     places: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -153,14 +167,14 @@ def _save_weights(folder: Path, state: dict[str, Tensor], max_shard_bytes: int) 
         write_json(folder / INDEX, index)
 
 
-def _shards(state: dict[str, Tensor], max_bytes: int) -> Iterator[list[str]]:
-    """Names of tensors in order, in runs of at most ``max_bytes`` each."""
+def weight_shards(sizes: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
+    """Names of tensors in order, in runs of at most ``max_bytes`` each, from their sizes."""
     names: list[str] = []
     size = 0
-    for name, tensor in state.items():
-        if names and size + tensor.nbytes > max_bytes:
+    for name, n_bytes in sizes.items():
+        if names and size + n_bytes > max_bytes:
             yield names
             names, size = [], 0
         names.append(name)
-        size += tensor.nbytes
+        size += n_bytes
     yield names

@@ -44,7 +44,7 @@ def build_model(
     with torch.device("meta"):
         model = cls(config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    _check(wanted, shapes, where)
+    check_tensors(wanted, shapes, where)
     state = {name: read(name).to(device=device, dtype=dtype, copy=True) for name in wanted}
     model.load_state_dict(state, assign=True)
     return model
@@ -59,7 +59,8 @@ def check_vocabulary(tokenizer: Tokenizer, rows: int, where: str) -> None:
         )
 
 
-def _check(wanted: Shapes, found: Shapes, where: str) -> None:
+def check_tensors(wanted: Shapes, found: Shapes, where: str) -> None:
+    """Raise `UsageError`, starting with ``where``, for a tensor that is not as it should be."""
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UsageError(

@@ -13,7 +13,7 @@ from puna.core.errors import UsageError
 from puna.model import LlamaConfig
 
 Schedule = Literal["1f1b", "interleaved", "interleaved-zero-bubble", "zbv", "dualpipev"]
-_STAGES_EACH = {"1f1b": 1, "interleaved": 2, "interleaved-zero-bubble": 2, "zbv": 2, "dualpipev": 2}
+_STAGES_EACH = {"1f1b": 1, "zbv": 2, "dualpipev": 2}
 
 
 class Layout(Config):
@@ -38,8 +38,20 @@ class Layout(Config):
     """Parts of a forward pass's rows that follow each other through the pipeline; 0 takes two for
     each of its stages."""
     schedule: Schedule = "1f1b"
-    """Order of the pipeline's work. All but 1f1b give each process two stages: interleaved and
+    """Order of the pipeline's work. All but 1f1b give each process several stages: interleaved and
     interleaved-zero-bubble take turns, zbv and dualpipev go down the processes and up again."""
+    stages_each: int = Field(default=2, ge=2)
+    """Stages of a process under interleaved and interleaved-zero-bubble; zbv and dualpipev have
+    two."""
+
+    gather_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Data type in which blocks' weights are gathered under ``dp_shard``; gradients are always
+    summed in fp32."""
+    reshard: Literal["auto", "always", "never"] = "auto"
+    """Whether gathered weights are dropped after the forward pass and gathered again for the
+    backward pass; auto drops them unless a pipeline would gather them for every microbatch."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in the host's memory under ``dp_shard``."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -66,7 +78,8 @@ class Layout(Config):
     @property
     def stages(self) -> int:
         """Stages of the pipeline, over all processes."""
-        return self.pp * (_STAGES_EACH[self.schedule] if self.pp > 1 else 1)
+        each = _STAGES_EACH.get(self.schedule, self.stages_each)
+        return self.pp * (each if self.pp > 1 else 1)
 
     @property
     def n_microbatches(self) -> int:
@@ -132,11 +145,6 @@ class Layout(Config):
                 f"layout.pp {self.pp} makes {self.stages} stages under schedule {self.schedule}, "
                 f"the model has {config.n_layers} layers: lower pp"
             )
-        if config.tie_embeddings and self.pp > 1 and self.schedule not in ("zbv", "dualpipev"):
-            raise UsageError(
-                f"layout.schedule {self.schedule} puts embedding and head on different processes, "
-                "and this model ties them: set it to zbv or dualpipev, which keep them together"
-            )
 
     def check_batches(self, row_length: int, batch_rows: int, micro_rows: int) -> None:
         """Raise `UsageError`, naming the number to change, where rows or batches do not divide.
@@ -188,19 +196,18 @@ class Layout(Config):
         loads = layers.copy()
         loads[0] += 1
         loads[-1] += 1
+        order = [0, self.stages - 1, *range(1, self.stages - 1)]  # of those with equal loads
         for _ in range(n_layers - self.stages):
-            least = min(range(self.stages), key=loads.__getitem__)
+            least = min(order, key=loads.__getitem__)
             layers[least] += 1
             loads[least] += 1
         return layers
 
     def stages_of(self, place: int) -> list[int]:
         """The stages that the process at ``place`` of the pipeline holds, first to last."""
-        if self.stages == self.pp:
-            return [place]
         if self.schedule in ("zbv", "dualpipev"):
             return [place, self.stages - 1 - place]
-        return [place, place + self.pp]
+        return list(range(place, self.stages, self.pp))
 
 
 def _next(number: int, of: int) -> int:

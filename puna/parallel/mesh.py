@@ -7,16 +7,24 @@ process that fails closes its connections, and the others learn of it while they
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from puna.core.errors import PunaError
 from puna.data import Share
+from puna.parallel.layout import Layout
 
 Result = TypeVar("Result")
+_ALONE = Layout(dp_replicate=1)
+LOST = (
+    "lost the connection to another process of this run: it has ended; run the same command to go "
+    "on from the last checkpoint"
+)
 BUCKET = 2**24  # numbers sent together
 _alone = False  # whether this process is at what the others wait for
 
@@ -25,15 +33,15 @@ _alone = False  # whether this process is at what the others wait for
 class Mesh:
     """The processes of a run, and which of them this is; one process is all ones."""
 
-    dp_replicate: int = 1
-    """Processes that hold the whole model, each with its share of every batch."""
+    layout: Layout = _ALONE
+    """How they share the work; by default each holds the whole model."""
     rank: int = 0
     """Number of this process."""
 
     @property
     def n_processes(self) -> int:
         """All of them."""
-        return self.dp_replicate
+        return self.layout.n_processes
 
     @property
     def is_first(self) -> bool:
@@ -41,9 +49,52 @@ class Mesh:
         return self.rank == 0
 
     @property
+    def places(self) -> dict[str, int]:
+        """This process's place in each dimension of the layout."""
+        left, found = self.rank, {}
+        for name in ("tp", "cp", "dp_shard", "dp_replicate", "pp"):
+            left, found[name] = divmod(left, getattr(self.layout, name))
+        return found
+
+    @property
     def share(self) -> Share:
         """This process's part of every batch."""
-        return Share(self.rank, self.dp_replicate)
+        places = self.places
+        number = places["dp_replicate"] * self.layout.dp_shard + places["dp_shard"]
+        return Share(number, self.layout.dp)
+
+    @property
+    def counts(self) -> bool:
+        """Whether this process's losses are summed: one of those that compute the same does."""
+        stages = self.layout.stages_of(self.places["pp"])
+        return self.places["tp"] == 0 and self.layout.stages - 1 in stages
+
+    def of(self, layout: Layout) -> "Mesh":
+        """The same processes, sharing the work by another layout.
+
+        Raises `UsageError` where it does not fit their number.
+        """
+        return Mesh(layout.of(self.n_processes), self.rank)
+
+    @property
+    def devices(self) -> DeviceMesh:
+        """Processes by dimension for sharding: pp, replicate, shard and tp.
+
+        ``shard`` has both those of ``dp_shard`` and of ``cp``: the latter see other positions as
+        the former see other rows, so gradients are summed over both. The first call of a layout
+        makes its process groups: all must take part.
+        """
+        return _devices(self.layout, ("pp", "replicate", "shard", "tp"))
+
+    def group(self, dimension: str) -> dist.ProcessGroup:
+        """This process and its neighbours in ``pp``, ``cp`` or ``tp``; all must take part."""
+        if dimension == "cp":
+            return _devices(self.layout, ("outer", "cp", "tp")).get_group("cp")
+        return self.devices.get_group(dimension)
+
+    def total(self, numbers: Sequence[float]) -> Sequence[float]:
+        """Each number, summed over the processes whose losses count. All must call it."""
+        return self.sum(numbers if self.counts else [0.0] * len(numbers))
 
     def sum(self, numbers: Sequence[float]) -> Sequence[float]:
         """Each number, summed over the processes in fp64. All must call it."""
@@ -81,7 +132,7 @@ class Mesh:
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum the gradients of the replicas in fp32; a process without one counts as zeros."""
-        if self.dp_replicate == 1:
+        if self.n_processes == 1:
             return
         trained = [p for p in parameters if p.requires_grad]
         used = self.sum([float(p.grad is not None) for p in trained])
@@ -97,7 +148,7 @@ class Mesh:
     @torch.no_grad()
     def align(self, parameters: Iterable[nn.Parameter]) -> None:
         """Give all replicas the first one's values of what is trained."""
-        if self.dp_replicate == 1:
+        if self.n_processes == 1:
             return
         for bucket in _buckets([p for p in parameters if p.requires_grad]):
             _in_one(bucket, lambda flat: dist.broadcast(flat, 0))
@@ -106,8 +157,23 @@ class Mesh:
 def here() -> Mesh:
     """The mesh of this process: ones, unless it has `joined` others and works with them."""
     if not _alone and dist.is_available() and dist.is_initialized():
-        return Mesh(dist.get_world_size(), dist.get_rank())
+        return Mesh(Layout(dp_replicate=dist.get_world_size()), dist.get_rank())
     return Mesh()
+
+
+@cache
+def _devices(layout: Layout, names: tuple[str, ...]) -> DeviceMesh:
+    sizes = {
+        "pp": layout.pp,
+        "replicate": layout.dp_replicate,
+        "shard": layout.dp_shard * layout.cp,
+        "outer": layout.pp * layout.dp_replicate * layout.dp_shard,
+        "cp": layout.cp,
+        "tp": layout.tp,
+    }
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    with _connected():
+        return init_device_mesh(kind, tuple(sizes[n] for n in names), mesh_dim_names=names)
 
 
 @contextmanager
@@ -125,10 +191,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch raises when a peer is gone
-        raise PunaError(
-            "lost the connection to another process of this run: it has ended; run the same "
-            "command to go on from the last checkpoint"
-        ) from error
+        raise PunaError(LOST) from error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,6 +1,7 @@
 """How the processes that torchrun started meet, and how they part."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,10 +11,11 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from puna.core.errors import PunaError, UsageError
-from puna.parallel.mesh import Mesh, here
+from puna.parallel.mesh import LOST, Mesh, here
 
 _PATIENCE = timedelta(days=1)  # a process may wait that long while another prepares data
 _FAILED = "puna/failed"
+_CLOSED = re.compile("Connection (closed|reset)|Broken pipe|connection was aborted", re.IGNORECASE)
 
 
 @contextmanager
@@ -37,6 +39,8 @@ def joined() -> Iterator[Mesh]:
     except BaseException as error:
         if not _is_first_to_fail(store):
             raise SystemExit(getattr(error, "exit_code", 1)) from error
+        if isinstance(error, RuntimeError) and _CLOSED.search(str(error)):
+            raise PunaError(LOST) from error
         raise
     dist.destroy_process_group()  # not after a failure: a GPU may wait for what never comes
 
@@ -57,6 +61,7 @@ def _meet() -> dist.Store:
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
         notes: dist.Store = dist.PrefixStore("puna", store)
+        _agree_on_torch(notes, rank, size)
         dist.init_process_group(backend, store=notes, rank=rank, world_size=size, timeout=_PATIENCE)
     except ValueError as error:  # a variable of the environment is missing
         raise UsageError(f"{error}: start several processes by torchrun") from error
@@ -67,6 +72,33 @@ def _meet() -> dist.Store:
             "--master-port, or --master-addr"
         ) from error
     return notes
+
+
+def _agree_on_torch(notes: dist.Store, rank: int, size: int) -> None:
+    """End all processes before they exchange anything when one has another torch.
+
+    The first one says which. Raises `UsageError` there, `SystemExit` in the others.
+    """
+    notes.set(f"torch/{rank}", torch.__version__)
+    if rank == 0:
+        found = {n: notes.get(f"torch/{n}").decode() for n in range(size)}
+        others = [n for n, version in found.items() if version != found[0]]
+        told = ""
+        if others:
+            told = (
+                f"process {others[0]} has torch {found[others[0]]}, process 0 has {found[0]}"
+                f"{f' (and {len(others) - 1} more)' if len(others) > 1 else ''}: install the same "
+                "on every machine"
+            )
+        notes.set("torch", told)
+    told = notes.get("torch").decode()
+    if told and rank == 0:
+        for n in range(1, size):  # it may hold the notes: it stays until all have read them
+            notes.get(f"torch/read/{n}")
+        raise UsageError(told)
+    if told:
+        notes.set(f"torch/read/{rank}", "")
+        raise SystemExit(UsageError.exit_code)
 
 
 def _is_first_to_fail(store: dist.Store) -> bool:

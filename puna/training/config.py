@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from puna.core.config import Config
+from puna.parallel import Layout
 
 
 class LoopConfig(Config):
@@ -28,6 +29,10 @@ class LoopConfig(Config):
     """Steps of linear warm-up to the peak."""
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
     """Where the cosine ends, as a fraction of the peak."""
+    cosine_steps: int = Field(default=0, ge=0)
+    """Steps from the first to the cosine's end; 0 ends it with the last one."""
+    anneal_steps: int = Field(default=0, ge=0)
+    """Last steps, in which the rate falls linearly to 0 from where the cosine has come to."""
     weight_decay: float = Field(default=0.1, ge=0)
     """AdamW's decoupled decay, on matrices only."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -50,8 +55,18 @@ class LoopConfig(Config):
     """Compile each block with torch.compile: slower first step, faster others."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints."""
+    checkpoint_async: bool = False
+    """Write checkpoints while training goes on, from a copy of the state in the host's memory."""
+    durable: str = ""
+    """Where rarer checkpoints are copied to, to outlive the machine: a place that fsspec knows,
+    such as ``s3://bucket/run``; empty for nowhere."""
+    durable_every: int = Field(default=1000, ge=1)
+    """Steps between those, a multiple of ``checkpoint_every``; the last is always copied."""
     log_every: int = Field(default=10, ge=1)
     """Steps between progress events."""
+    layout: Layout = Layout()
+    """How several processes share the work; it changes neither data nor results, and a run may go
+    on with another one."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -63,6 +78,22 @@ class LoopConfig(Config):
         if self.recompute == "none" and (self.offload_activations or self.recompute_every > 1):
             raise ValueError(
                 "offload_activations and recompute_every need recompute: set it to full"
+            )
+        if self.optimizer != "adamw" and not self.layout.only_replicas:
+            raise ValueError(
+                f"optimizer {self.optimizer} needs whole matrices, the layout spreads them: set it "
+                "to adamw"
+            )
+        if self.durable and self.durable_every % self.checkpoint_every:
+            raise ValueError(
+                f"durable_every {self.durable_every} is no multiple of checkpoint_every "
+                f"{self.checkpoint_every}: make it one"
+            )
+        if self.precision == "float8" and self.layout.tp > 1:
+            raise ValueError("precision float8 multiplies whole matrices: set layout.tp to 1")
+        if self.anneal_steps > self.steps:
+            raise ValueError(
+                f"anneal_steps {self.anneal_steps} exceeds steps {self.steps}: lower it"
             )
         if self.warmup_steps > self.steps:
             raise ValueError(

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from puna.core.devices import fast_bf16, peak_flops
-from puna.core.errors import PunaError
+from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.random import stable_seed
 from puna.data import Share
 from puna.model import Llama
 from puna.model.float8 import FORWARD, set_float8
 from puna.model.recompute import Recompute
-from puna.parallel import Mesh, here
-from puna.training import checkpoint
-from puna.training.checkpoint import Kept, Progress
+from puna.parallel import Mesh
+from puna.parallel.parallelize import Parallel, parallelize
+from puna.training.checkpoint import Checkpoints, Kept, Progress
 from puna.training.config import LoopConfig
 from puna.training.interrupt import Interrupted, deferred_interrupt
 from puna.training.optimizer import learning_rate
@@ -35,7 +35,7 @@ from puna.training.updates import Updates, updates_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective makes of one micro-batch."""
+    """What an objective makes of one micro-batch, or of a microbatch of a pipeline."""
 
     loss_sum: Tensor
     """Differentiable sum of losses."""
@@ -72,7 +72,7 @@ class _Window:
 
     def over(self, mesh: Mesh) -> "_Window":
         """The sums of all processes."""
-        count, tokens, *sums = mesh.sum([self.count, self.tokens, *self.sums.values()])
+        count, tokens, *sums = mesh.total([self.count, self.tokens, *self.sums.values()])
         named = dict(zip(self.sums, sums, strict=True))
         return _Window(int(count), int(tokens), self.steps, self.seconds, named)
 
@@ -94,23 +94,26 @@ def recompute_of(config: LoopConfig) -> Recompute | None:
 
 
 def _step(
-    model: Llama,
+    parallel: Parallel,
     objective: Objective,
     batches: list[Any],
     updates: Updates,
     config: LoopConfig,
     step: int,
-    mesh: Mesh,
 ) -> tuple[_Window, float]:
     """One optimizer step; returns its sums and the gradient norm before clipping."""
-    done, rate = _Window(steps=1), learning_rate(config, step)
-    for batch in batches:
-        outcome = objective(model, batch.to(model.device))
+    done, rate = _Window(steps=1, sums={"loss": 0.0}), learning_rate(config, step)
+
+    def expect(outcome: Outcome) -> None:
         updates.expect(outcome.count, rate)
-        outcome.loss_sum.backward()
-        sums = {"loss": float(outcome.loss_sum.detach()), **outcome.metrics}
-        done.add(_Window(count=outcome.count, tokens=batch.n_tokens, sums=sums))
-    done = done.over(mesh)
+
+    for batch in batches:
+        mine = parallel.mine(batch)
+        done.tokens += mine.n_tokens
+        for outcome in parallel.run(objective, mine, expect):
+            sums = {"loss": float(outcome.loss_sum.detach()), **outcome.metrics}
+            done.add(_Window(count=outcome.count, sums=sums))
+    done = done.over(parallel.mesh)
     if done.count == 0:
         raise PunaError(f"step {step + 1}: no position has a label: check the data's masks")
     if not math.isfinite(done.sums["loss"]):
@@ -138,6 +141,8 @@ def train(
 ) -> Progress:
     """Train ``model`` in place, going on from the newest checkpoint below ``checkpoints``.
 
+    Where ``config.layout`` spreads it over processes it stays spread.
+
     Args:
         objective: loss of one micro-batch.
         source: micro-batches of a step, a pure function of it.
@@ -154,7 +159,16 @@ def train(
     Raises `Interrupted` after saving when the user pressed Ctrl-C, `PunaError` when the loss is not
     finite.
     """
-    mesh = here()
+    parallel = parallelize(model, config.layout)
+    mesh = parallel.mesh
+    mesh.layout.check_batches(0, config.batch_rows, config.micro_rows)
+    if beside is not None and not mesh.layout.only_replicas:
+        raise UsageError(
+            "this method trains a second model, which only replicas hold: leave layout"
+        )
+    if after_step is not None and not mesh.layout.only_replicas:
+        events.emit("note", text="the layout spreads the model: no looks at it while it trains")
+        after_step = None
     events = events if mesh.is_first else EventLog()
     dtype = compute_dtype(config, model.device)
     float8 = config.precision == "float8"
@@ -163,17 +177,22 @@ def train(
     )  # draws numbers, so before they are restored
     trained = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
     torch.manual_seed(stable_seed("train", stage))  # of dropout: the same run anywhere
-    updates = updates_of(trained, config, mesh)
-    at = _restored(checkpoints, trained, updates, kept, mesh)
+    updates = updates_of(trained, config, parallel)
+    saved = Checkpoints(
+        checkpoints, trained, updates.optimizers, kept, parallel, config, events, stage
+    )
+    at = saved.restore() or Progress(0, 0, 0.0)
+    if mesh.layout.only_replicas:
+        mesh.align(trained.parameters())
     if at.step:
         events.emit("train_resume", stage=stage, step=at.step, steps=config.steps)
     flops_per_token = model.config.flops_per_token(attended)
     window = _Window()
-    model.compute_dtype = dtype
+    for part in parallel.parts:
+        part.compute_dtype, part.recompute = dtype, recompute_of(config)
     set_float8(model.model.layers, on=float8)
     if config.compile:
         model.compile_blocks()
-    model.recompute = recompute_of(config)
     if config.offload_activations and model.device.type == "cpu":
         events.emit(
             "note", text="offload_activations: activations are in the host's memory already"
@@ -184,7 +203,7 @@ def train(
             if not mesh.is_first:  # the checkpoint keeps the first one's random state only
                 torch.manual_seed(stable_seed("train", stage, at.step, mesh.rank))
             batches = source(at.step, mesh.share)
-            done, norm = _step(model, objective, batches, updates, config, at.step, mesh)
+            done, norm = _step(parallel, objective, batches, updates, config, at.step)
             done.seconds = time.perf_counter() - started
             at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
             window.add(done)
@@ -210,8 +229,7 @@ def train(
                 after_step(at.step, model)
             stop = mesh.any(stop_asked.made)
             if at.step % config.checkpoint_every == 0 or last or stop:
-                checkpoint.save(checkpoints, trained, updates.optimizers, at, kept, mesh)
-                events.emit("checkpoint", stage=stage, step=at.step)
+                saved.save(at, last=last or stop)
             if stop:
                 break
     if mesh.any(stop_asked.made):
@@ -219,19 +237,7 @@ def train(
             f"stopped in {stage} after step {at.step} of {config.steps}, which is saved: "
             "run the same command to go on"
         )
-    model.compute_dtype = model.recompute = None
+    for part in parallel.parts:
+        part.compute_dtype = part.recompute = None
     set_float8(model.model.layers, on=False)
-    return at
-
-
-def _restored(
-    checkpoints: Path, trained: nn.Module, updates: Updates, kept: Kept | None, mesh: Mesh
-) -> Progress:
-    """Where the newest checkpoint leaves off, the same in all processes."""
-    at = checkpoint.restore(checkpoints, trained, updates.optimizers, kept) or Progress(0, 0, 0.0)
-    if mesh.sum([at.step])[0] != at.step * mesh.n_processes:
-        raise PunaError(
-            f"{checkpoints} is not the same for all processes: put --runs on a disk they share"
-        )
-    mesh.align(trained.parameters())
     return at

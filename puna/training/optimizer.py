@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from puna.parallel.gradients import settle, total_norm
+from puna.parallel.parallelize import Parallel
 from puna.training.adamw8bit import AdamW8bit
 from puna.training.config import LoopConfig
 
@@ -14,11 +16,15 @@ from puna.training.config import LoopConfig
 def learning_rate(config: LoopConfig, step: int) -> float:
     """Rate of optimizer step ``step`` (from 0): linear warm-up, then a cosine to the final rate.
 
-    "The Llama 3 Herd of Models", section 3.4.1.
+    "The Llama 3 Herd of Models", section 3.4.1. The last ``anneal_steps`` fall linearly to 0, as in
+    its section 3.4.3.
     """
+    first = config.steps - config.anneal_steps
+    if step > first:
+        return learning_rate(config, first) * (config.steps - step) / config.anneal_steps
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    span = max(1, config.steps - 1 - config.warmup_steps)
+    span = max(1, (config.cosine_steps or config.steps) - 1 - config.warmup_steps)
     progress = min(1.0, (step - config.warmup_steps) / span)
     low = config.final_lr_fraction
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -82,13 +88,20 @@ def states(
 
 
 @torch.no_grad()
-def scale_and_clip(model: nn.Module, count: int, clip_norm: float) -> float:
+def scale_and_clip(
+    model: nn.Module, count: int, clip_norm: float, parallel: Parallel | None = None
+) -> float:
     """Turn summed gradients into means over ``count`` and clip their norm; returns that norm.
 
     One pass over the gradients does both. The norm returned is that of the mean, before clipping.
+    Where ``parallel`` spreads the model, it is that of the whole, and all processes must call it.
     """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    gradients = settle(parameters)
+    if parallel is None or parallel.mesh.layout.only_replicas:
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+    else:
+        norm = total_norm(parallel.counted(parameters), parallel.mesh) / count
     factor = min(1.0, clip_norm / (norm + 1e-6)) / count
     torch._foreach_mul_(gradients, factor)
     return norm

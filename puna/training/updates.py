@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from puna.core.errors import UsageError
-from puna.parallel import Mesh
+from puna.parallel.parallelize import Parallel
 from puna.training.config import LoopConfig
 from puna.training.optimizer import build_optimizers, scale_and_clip, states, update
 
@@ -20,12 +20,12 @@ class Updates:
     Args:
         trained: holds the parameters.
         config: says how they are optimised.
-        mesh: the processes whose gradients are summed.
+        parallel: how the model is laid out over processes.
     """
 
-    def __init__(self, trained: nn.Module, config: LoopConfig, mesh: Mesh) -> None:
+    def __init__(self, trained: nn.Module, config: LoopConfig, parallel: Parallel) -> None:
         self.optimizers = build_optimizers(trained, config)
-        self._trained, self._clip_norm, self._mesh = trained, config.clip_norm, mesh
+        self._trained, self._clip_norm, self._parallel = trained, config.clip_norm, parallel
 
     def __enter__(self) -> Self:
         return self
@@ -38,8 +38,8 @@ class Updates:
 
     def norm(self, count: int) -> float:
         """Norm of the step's mean gradient over all processes' ``count`` items, before clipping."""
-        self._mesh.sum_gradients(self._trained.parameters())
-        return scale_and_clip(self._trained, count, self._clip_norm)
+        self._parallel.complete_gradients(list(self._trained.parameters()))
+        return scale_and_clip(self._trained, count, self._clip_norm, self._parallel)
 
     def apply(self, rate: float) -> None:
         """Update what is not updated yet and clear the gradients."""
@@ -54,13 +54,13 @@ class InBackward(Updates):
     applied, and the loop stops.
     """
 
-    def __init__(self, trained: nn.Module, config: LoopConfig, mesh: Mesh) -> None:
-        if mesh.n_processes > 1:
+    def __init__(self, trained: nn.Module, config: LoopConfig, parallel: Parallel) -> None:
+        if parallel.mesh.n_processes > 1:
             raise UsageError(
                 "optimizer_in_backward knows the gradients of one process only, this run has "
-                f"{mesh.n_processes}: set it to false, or start one"
+                f"{parallel.mesh.n_processes}: set it to false, or start one"
             )
-        super().__init__(trained, config, mesh)
+        super().__init__(trained, config, parallel)
         self._count, self._rate, self._squares = 0, 0.0, 0.0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -97,6 +97,6 @@ class InBackward(Updates):
         parameter.grad = None
 
 
-def updates_of(trained: nn.Module, config: LoopConfig, mesh: Mesh) -> Updates:
+def updates_of(trained: nn.Module, config: LoopConfig, parallel: Parallel) -> Updates:
     """The way that ``config`` asks for."""
-    return (InBackward if config.optimizer_in_backward else Updates)(trained, config, mesh)
+    return (InBackward if config.optimizer_in_backward else Updates)(trained, config, parallel)

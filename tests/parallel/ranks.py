@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,16 @@ import torch
 
 from puna.parallel import joined
 
+_PATIENCE_S = 240
+_SLOW = [  # to import: done once, in the server that all processes are forked from
+    f"torch.distributed.{part}" for part in ("tensor.parallel", "fsdp", "pipelining", "checkpoint")
+]
+
 
 @contextmanager
 def ranks(
     count: int, notes: Path, work: Callable[..., None], *arguments: Any
-) -> Iterator[list[SpawnProcess]]:
+) -> Iterator[list[BaseProcess]]:
     """``count`` processes, each joined with the others and doing ``work(*arguments)``.
 
     One that fails leaves its error in ``notes / "ended-RANK"`` and 3 as its exit code.
@@ -26,9 +31,10 @@ def ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    started = [
-        spawn.Process(target=_enter, args=(rank, count, port, notes, work, arguments), daemon=True)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["puna.training", *_SLOW])
+    started: list[BaseProcess] = [
+        server.Process(target=_enter, args=(rank, count, port, notes, work, arguments), daemon=True)
         for rank in range(count)
     ]
     try:
@@ -45,7 +51,7 @@ def run_ranks(count: int, notes: Path, work: Callable[..., None], *arguments: An
     """The exit codes of `ranks`, once all have ended."""
     with ranks(count, notes, work, *arguments) as started:
         for process in started:
-            process.join(120)
+            process.join(_PATIENCE_S)
         return [process.exitcode for process in started if process.exitcode is not None]
 
 

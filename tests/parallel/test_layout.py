@@ -55,7 +55,6 @@ def test_a_wrong_number_of_processes_is_named(
         ({"tp": 4}, {"vocab_size": 66}, "the model's vocab_size 66: set tp to a divisor of it"),
         ({"pp": 8}, {}, "layout.pp 8 makes 8 stages under schedule 1f1b, the model has 6 layers"),
         ({"pp": 4, "schedule": "zbv"}, {}, "layout.pp 4 makes 8 stages under schedule zbv"),
-        ({"pp": 2}, {"tie_embeddings": True}, "this model ties them: set it to zbv or dualpipev"),
     ],
 )
 def test_a_model_that_does_not_divide_is_named(

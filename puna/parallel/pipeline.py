@@ -1,0 +1,212 @@
+"""Pipeline parallelism: processes hold the layers one after the other, in stages.
+
+torch's schedules say when which stage works on which microbatch and move activations. What else a
+stage needs (ids, positions, documents) each takes from the batch itself, which all of them have, so
+document masks hold in every schedule. The last stage computes the objective.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, schedules
+
+from puna.core.errors import UsageError
+from puna.data import Batch
+from puna.model import Llama
+from puna.model.linear import Linear
+from puna.parallel.gradients import local
+from puna.parallel.mesh import Mesh
+
+_SCHEDULES: dict[str, Any] = {
+    "1f1b": schedules.Schedule1F1B,
+    "interleaved": schedules.ScheduleInterleaved1F1B,
+    "interleaved-zero-bubble": schedules.ScheduleInterleavedZeroBubble,
+    "zbv": schedules.ScheduleZBVZeroBubble,
+    "dualpipev": schedules.ScheduleDualPipeV,
+}
+
+
+class Incoming(nn.Module):
+    """In place of the embedding: what the stage before has made."""
+
+    x_btd: Tensor
+
+    def forward(self, _ids_bt: Tensor) -> Tensor:
+        return self.x_btd
+
+
+class Stage(nn.Module):
+    """Some consecutive layers; the first stage has the embedding too, the last norm and head.
+
+    Args:
+        part: a Llama of these layers.
+        first, last: whether it is that of all stages.
+    """
+
+    def __init__(self, part: Llama, *, first: bool, last: bool) -> None:
+        super().__init__()
+        self.part, self.first, self.last = part, first, last
+        self.batches: Sequence[Batch] = ()
+        self.objective: Callable[[Llama, Any], Any] | None = None
+        self.outcomes: list[Any] = []
+
+    def forward(self, x_btd: Tensor, number: Tensor) -> Tensor:
+        """From what the stage before made of a microbatch to its own, or the sum of losses."""
+        batch = self.batches[int(number)]
+        if not self.first:
+            self.part.model.embed_tokens.x_btd = x_btd
+        if not self.last:
+            return self.part.hidden(
+                batch.ids, positions_bt=batch.positions, documents_bt=batch.documents
+            )
+        assert self.objective is not None
+        outcome = self.objective(self.part, batch)
+        self.outcomes.append(outcome)
+        return torch.stack([outcome.loss_sum])
+
+
+def cut_into_stages(model: Llama, mesh: Mesh) -> list[Stage]:
+    """The stages of this process, made of the modules of ``model``, which keeps those only.
+
+    A tied head becomes a copy of the embedding, for it may be on another process: see `Tie`.
+    """
+    layout, n_layers = mesh.layout, model.config.n_layers
+    counts = layout.layers_of_stages(n_layers)
+    blocks, held = dict(model.model.layers.named_children()), nn.ModuleDict()
+    norm = model.model.norm
+    if model.lm_head is None:
+        with torch.device(model.device):
+            model.lm_head = Linear(model.config.dim, model.config.vocab_size)
+        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+    stages = []
+    for number in layout.stages_of(mesh.places["pp"]):
+        start = sum(counts[:number])
+        names = [str(n) for n in range(start, start + counts[number])]
+        first, last = number == 0, number == layout.stages - 1
+        with torch.device("meta"):
+            part = type(model)(model.config.model_copy(update={"n_layers": 1}))
+        part.config = model.config
+        part.model.layers = nn.ModuleDict({name: blocks[name] for name in names})
+        part.model.embed_tokens = model.model.embed_tokens if first else Incoming()
+        part.model.norm = norm if last else nn.Identity()
+        part.lm_head = model.lm_head if last else None
+        held.update(part.model.layers.named_children())
+        stages.append(Stage(part, first=first, last=last))
+    model.model.layers = held
+    if not any(stage.first for stage in stages):
+        model.model.embed_tokens = None
+    if not any(stage.last for stage in stages):
+        model.model.norm, model.lm_head = None, None
+    return stages
+
+
+@dataclass(frozen=True)
+class Tie:
+    """An embedding that is the head too, of which first and last stage have a copy each.
+
+    With the sum of both gradients the copies stay equal, bit for bit.
+    """
+
+    stages: list[Stage]
+    """Those of this process."""
+    mesh: Mesh
+
+    @property
+    def head(self) -> nn.Parameter | None:
+        """The last stage's copy, where this process has it."""
+        found = [stage.part.lm_head.weight for stage in self.stages if stage.last]
+        return found[0] if found else None
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Give both copies the sum of their gradients."""
+        copies = [s.part.model.embed_tokens.weight for s in self.stages if s.first]
+        copies += [s.part.lm_head.weight for s in self.stages if s.last]
+        gradients = [local(copy.grad) for copy in copies]
+        if len(copies) == 2:
+            gradients[0].add_(gradients[1])
+            gradients[1].copy_(gradients[0])
+        elif copies:
+            gradients[0].add_(self._from_other_end(gradients[0]))
+
+    def _from_other_end(self, mine: Tensor) -> Tensor:
+        group = self.mesh.group("pp")
+        there = self.mesh.layout.pp - 1 if self.mesh.places["pp"] == 0 else 0
+        peer, theirs = dist.get_global_rank(group, there), torch.empty_like(mine)
+        exchange = [(dist.isend, mine), (dist.irecv, theirs)]
+        operations = [dist.P2POp(how, tensor, peer, group) for how, tensor in exchange]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        return theirs
+
+
+class Pipeline:
+    """Forward and backward passes through the stages of all processes.
+
+    Args:
+        stages: those of this process.
+        mesh: all processes.
+    """
+
+    def __init__(self, stages: list[Stage], mesh: Mesh) -> None:
+        self.stages, self.mesh = stages, mesh
+        self._schedule = cache(self._new_schedule)  # the exchange is set up for one shape
+
+    def run(self, objective: Callable[[Llama, Any], Any], batch: Any) -> list[Any]:
+        """Gradients of ``batch`` under ``objective``; its outcomes, where the last stage is.
+
+        All processes call it, those of one pipeline with the same batch.
+        """
+        if not isinstance(batch, Batch):
+            raise UsageError(
+                "layout.pp sends packed rows through the stages, and this method's batches are of "
+                "another kind: set layout.pp to 1"
+            )
+        n, (rows, time) = self.mesh.layout.n_microbatches, batch.ids.shape
+        names = ("ids", "labels", "documents", "positions")
+        parts = zip(*(getattr(batch, name).chunk(n) for name in names), strict=True)
+        batches = [replace(batch, **dict(zip(names, part, strict=True))) for part in parts]
+        for stage in self.stages:
+            stage.batches, stage.objective, stage.outcomes = batches, objective, []
+        schedule = self._schedule(rows // n, time, self.stages[0].part.dtype)
+        numbers = torch.arange(n)
+        first, last = (any(getattr(s, end) for s in self.stages) for end in ("first", "last"))
+        schedule.step(
+            *([numbers] if first else []), target=numbers if last else None, number=numbers
+        )
+        outcomes = [outcome for stage in self.stages for outcome in stage.outcomes]
+        for stage in self.stages:
+            stage.batches, stage.objective, stage.outcomes = (), None, []
+        return outcomes
+
+    def _new_schedule(self, rows: int, time: int, dtype: torch.dtype) -> Any:
+        layout = self.mesh.layout
+        shape = (rows, time // layout.tp, self.stages[0].part.config.dim)
+        between = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+        number = torch.empty(1, dtype=torch.int64, device="meta")
+        loss = torch.empty(1, device="meta", requires_grad=True)
+        made = [
+            PipelineStage(
+                stage,
+                index,
+                layout.stages,
+                self.stages[0].part.device,
+                input_args=number if stage.first else between,
+                output_args=loss if stage.last else between,
+                group=self.mesh.group("pp"),
+            )
+            for stage, index in zip(
+                self.stages, layout.stages_of(self.mesh.places["pp"]), strict=True
+            )
+        ]
+        return _SCHEDULES[layout.schedule](
+            made[0] if layout.stages == layout.pp else made,
+            layout.n_microbatches,
+            loss_fn=lambda output, _target: output.sum(),
+            scale_grads=False,
+        )
