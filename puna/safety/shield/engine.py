@@ -22,6 +22,8 @@ _BLOCKS = (
     "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
 )  # fmt: skip
 _SLASHES = words("c js java csharp go kotlin swift rust")
+_PAGE = re.compile(r"</\w+>|<\w+ [^<>]*>")
+_PHP = re.compile(r"\$\w|->|::")
 _DOCSTRING_END = re.compile(r"^[ \t]*(\"\"\"|''')[ \t]*(?:$|[%.)])", re.M)
 _SHORT = 8
 """Strings below this length are not taken apart."""
@@ -61,7 +63,7 @@ class Engine:
         PHP is text until it is opened; a piece may begin within a comment or a docstring.
         """
         if self.language == "php":
-            return b"" if code.lstrip().startswith("<") else b"<?php "
+            return b"<?php " if _is_inside_php(code) else b""
         if self.language == "python":
             return _docstring_begun(code)
         end, begin = code.find("*/"), code.find("/*")
@@ -71,6 +73,14 @@ class Engine:
     def parser(self) -> Parser:
         """A new parser of this language."""
         return Parser(self.parser_language)
+
+
+def _is_inside_php(code: str) -> bool:
+    """Whether code begins within PHP and not in the page around it."""
+    opened, closed = code.find("<?"), code.find("?>")
+    if code.lstrip().startswith("<") or 0 <= opened < (closed if closed >= 0 else len(code)):
+        return False
+    return closed >= 0 or not _PAGE.search(code) or bool(_PHP.search(code))
 
 
 def _docstring_begun(code: str) -> bytes:
