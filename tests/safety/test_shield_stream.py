@@ -167,3 +167,12 @@ def test_a_line_too_long_to_be_judged_in_time_is_a_fault(mode: str) -> None:
     out, stream = streamed(text, [5, 9000, 12000], Policy(mode="block", on_error=mode))
     assert stream.verdict.decision == mode
     assert out == (text if mode == "warn" else "```python\nx = 1\n")
+
+
+def test_code_of_no_known_language_is_read_in_many() -> None:
+    text = "See:\n```\ngets(b);\n```\n"
+    out, stream = streamed(text, [])
+    assert (out, stream.verdict.decision) == ("See:\n```\n", "block")
+    assert [one.line for one in scan_markdown(text).findings] == [3]
+    listing = "```\ntotal 12\n-rw-r--r-- 1 a users 10 gets\n```\n"
+    assert streamed(listing, [])[0] == listing

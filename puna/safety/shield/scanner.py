@@ -8,6 +8,20 @@ from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
 from puna.safety.shield.tree import Reader
 
+_LIKELY = (
+    "python",
+    "javascript",
+    "c",
+    "cpp",
+    "java",
+    "csharp",
+    "php",
+    "go",
+    "rust",
+    "ruby",
+    "bash",
+)
+
 
 def known_language(name: str) -> str:
     """The language of a name, tag or suffix; raises `UsageError` with those known."""
@@ -33,13 +47,32 @@ def scan(code: str, language: str) -> Result:
     return Result(tuple(finding(hit, own.language, shift=len(opening)) for hit in hits))
 
 
+def scan_unknown(code: str) -> Result:
+    """High findings in code whose language nobody knows.
+
+    It is read in one language after the other; the first in which it parses without an error and
+    has a high finding counts. What parses in none is not judged.
+    """
+    for language in _LIKELY:
+        own = engine(language)
+        data = own.opening(code) + code.encode("utf-8", "replace")
+        if own.parser().parse(data).root_node.has_error:
+            continue
+        found = scan(code, language)
+        if found.verdict == "block":
+            return Result(tuple(one for one in found.findings if one.severity == "high"))
+    return Result()
+
+
 def scan_markdown(text: str) -> Result:
     """Findings in the code of an answer, fenced or not; their lines are those of the answer."""
     found: list[Finding] = []
     for block in find_blocks(text):
         if block.language in rules.languages():
             inside = scan(block.code, block.language).findings
-            found += [one.moved(block.first_line - 1) for one in inside]
+        else:
+            inside = () if block.language else scan_unknown(block.code).findings
+        found += [one.moved(block.first_line - 1) for one in inside]
     return Result(tuple(found))
 
 

@@ -13,9 +13,11 @@ from puna.safety.shield.blocks import BlockFinder, Line
 from puna.safety.shield.engine import engine
 from puna.safety.shield.incremental import GrowingCode, ScanTimeout
 from puna.safety.shield.result import Finding, Result
-from puna.safety.shield.scanner import finding
+from puna.safety.shield.scanner import finding, scan_unknown
 
 Mode = Literal["warn", "block"]
+_UNKNOWN_CHARACTERS = 2048
+"""Longest piece of code that is tried in many languages when nobody knows its own."""
 _RANKS: dict[Decision, int] = {"allow": 0, "warn": 1, "block": 2}
 
 
@@ -29,7 +31,8 @@ class Policy:
     on_error: Mode = "block"
     """What code that could not be judged counts as: the scanner failed or took too long."""
     on_unparsable: Mode = "warn"
-    """What a piece counts as whose logical line did not end within ``held_lines``."""
+    """What a piece counts as whose logical line did not end within ``held_lines``, or that is long
+    and of no known language."""
     held_lines: int = 200
     """Most lines held for one logical line."""
     held_characters: int = 16_384
@@ -152,13 +155,13 @@ class ShieldStream:
 
     def _overlong(self) -> str:
         if self._piece_language:
-            self._fault(self.policy.on_unparsable, "code goes on without an end to its statement")
+            self._decide(self.policy.on_unparsable, "code goes on without an end to its statement")
         return self._judge()
 
     def _oversized(self) -> str:
         """A logical line that is too long to be judged in time."""
         held, self._held, self._held_characters = self._held, [], 0
-        self._fault(self.policy.on_error, "a line of code is too long to be judged")
+        self._decide(self.policy.on_error, "a line of code is too long to be judged")
         self._change_language(self._piece_language)  # what follows is read anew
         return "" if self.verdict.decision == "block" else "".join(held)
 
@@ -172,16 +175,24 @@ class ShieldStream:
     def _judge(self) -> str:
         """Scan what is held; the text of it, when it may be released."""
         held, self._held, self._held_characters = self._held, [], 0
-        if self._code is not None:
-            try:
-                hits = self._code.scan()
-            except ScanTimeout:
-                self._fault(self.policy.on_error, "code took too long to judge")
-            except Exception as error:  # noqa: BLE001  whatever fails, code is not let through
-                self._fault(self.policy.on_error, f"code could not be judged ({error!r:.80})")
-            else:
-                self._note([finding(hit, self._piece_language) for hit in hits])
+        try:
+            self._note(self._found())
+        except ScanTimeout:
+            self._decide(self.policy.on_error, "code took too long to judge")
+        except Exception as error:  # noqa: BLE001  whatever fails, code is not let through
+            self._decide(self.policy.on_error, f"code could not be judged ({error!r:.80})")
         return "" if self.verdict.decision == "block" else "".join(held)
+
+    def _found(self) -> list[Finding]:
+        """What is new in the lines that are held; their place is that in the piece of code."""
+        if self._code is not None:
+            return [finding(hit, self._piece_language) for hit in self._code.scan()]
+        if self._piece_language:
+            return []
+        if len(self._piece_text) > _UNKNOWN_CHARACTERS:
+            self._decide(self.policy.on_unparsable, "code whose language is not known")
+            return []
+        return list(scan_unknown(self._piece_text).findings)
 
     def _note(self, found: list[Finding]) -> None:
         lines = self._piece_lines
@@ -191,9 +202,6 @@ class ShieldStream:
             self.findings.append(moved)
             reason = f"{moved.cwe}, line {moved.line}: {moved.message}; instead: {moved.fix}"
             self._decide("block" if moved.severity == "high" else "warn", reason)
-
-    def _fault(self, mode: Mode, reason: str) -> None:
-        self._decide(mode, reason)
 
     def _decide(self, decision: Decision, reason: str) -> None:
         if self.policy.mode == "warn" and decision == "block":
