@@ -75,6 +75,7 @@ FENCED = {
     "after text": "The code: ```python\nx = 1\n```\nDone with it.\n",
     "carriage returns": "```python\r\nx = 1\r\n```\r\n",
     "prompts": "```python\n>>> x = 1\n```\n",
+    "html": 'Text:\n<pre><code class="language-python">\nx = 1\n</code></pre>\n',
     "in markdown": "````markdown\n# Title\n```python\nx = 1\n```\n````\n",
 }
 
@@ -82,7 +83,8 @@ FENCED = {
 @pytest.mark.parametrize("text", FENCED.values(), ids=FENCED)
 def test_fenced_code_is_found_with_its_language(text: str) -> None:
     blocks = [block for block in find_blocks(text) if block.language == "python"]
-    assert [(block.code.strip(), block.fenced) for block in blocks] == [("x = 1", True)]
+    assert [block.code.strip() for block in blocks] == ["x = 1"]
+    assert blocks[0].fenced
     assert "x = 1" in text.splitlines()[blocks[0].first_line - 1]
 
 
@@ -112,6 +114,13 @@ def test_a_diff_is_read_as_the_code_after_it() -> None:
 
 def test_a_fence_of_one_line_is_code() -> None:
     assert only_block("```import os```\n").code == "import os\n"
+
+
+def test_html_between_its_tags_is_read_as_what_it_shows() -> None:
+    text = '<pre class="x lang-cpp"><code>a &lt; b &amp;&amp; c;\nd();</code></pre>\nThat is all.\n'
+    block = only_block(text)
+    assert (block.language, block.code) == ("cpp", "a < b && c;\nd();\n")
+    assert only_block("<pre>import os\nprint(os.name)</pre>\n").language == "python"
 
 
 def test_parts_of_an_over_long_line_stay_together() -> None:
@@ -202,7 +211,8 @@ def test_the_cut_of_an_answer_changes_nothing(cuts: list[int]) -> None:
 
 PIECES = st.sampled_from(
     ["```", "````", "~~~", "python", "\n", "\r\n", "> ", "- ", "x = f(1)", '"""', "/*", "(",
-     "The quick brown fox is ", "    ", "#", ">>> ", "$ ", "diff", "+++ b/a.py", "\x00", "é", "`"]
+     "The quick brown fox is ", "    ", "#", ">>> ", "$ ",
+     "diff", "+++ b/a.py", "\x00", "é", "`", "<pre>", "</pre>"]
 )  # fmt: skip
 
 

@@ -2,11 +2,12 @@
 
 An answer is Markdown more or less: code stands between fences (three or more backticks or tildes,
 with or without a language's name, indented, in lists and quotes, one in another, not closed at the
-end) or has no fence at all. `BlockFinder` takes text in pieces of any size and hands out complete
-lines, each marked as prose, fence or code; the lines of one piece of code share a number and a
-language. The result does not depend on how the text was cut.
+end), between HTML's ``<pre>`` tags, or has no fence at all. `BlockFinder` takes text in pieces of
+any size and hands out complete lines, each marked as prose, fence or code; the lines of one piece
+of code share a number and a language. The result does not depend on how the text was cut.
 """
 
+import html
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _FENCE = re.compile(
 )
 # Not Markdown, but models write it: "The code: ```python".
 _LATE_FENCE = re.compile(r"^[^`]*[^`\s][ \t]*(?P<marks>`{3,})(?P<info>[\w+#.-]+)[ \t]*$")
+_PRE = re.compile(r"^\s*(?P<tags><pre\b[^>]*>\s*(?:<code\b[^>]*>)?)(?P<code>.*)$", re.I)
+_PRE_END = re.compile(r"^(?P<code>.*?)(?:</code>\s*)?</pre>.*$", re.I)
+_CLASS = re.compile(r"class\s*=\s*[\"']?([^\"'>]+)", re.I)
 _ONE_LINE = re.compile(r"^[ \t]*`{3,}(?P<code>[^`]+)`{3,}[ \t]*$")
 
 
@@ -74,6 +78,7 @@ class BlockFinder:
         self._part: Line | None = None
         self._fences: list[_Fence] = []
         self._loose: LoosePiece | None = None
+        self._pre: Piece | None = None
         self._numbers = count()
 
     @property
@@ -86,7 +91,7 @@ class BlockFinder:
         """Whether the incomplete line is prose whatever follows on it, so that it may go out."""
         if self._part is not None:
             return self._part.kind == "prose"
-        if self._fences or (self._loose and self._loose.in_text):
+        if self._fences or self._pre or (self._loose and self._loose.in_text):
             return False
         return starts_as_prose(self._held, in_code=self._loose is not None)
 
@@ -119,6 +124,8 @@ class BlockFinder:
 
     def _mark(self, text: str, body: str) -> Line:
         fence = _FENCE.match(body)
+        if self._pre is not None:
+            return self._in_pre(text, body, self._pre)
         if self._fences:
             return self._in_fence(text, body, fence)
         if one := _ONE_LINE.match(body):
@@ -126,6 +133,8 @@ class BlockFinder:
             line = self._code(text, one["code"], self._loose_piece())
             self._loose = None
             return line
+        if pre := _PRE.match(body):
+            return self._open_pre(text, pre)
         if fence is None and (late := _LATE_FENCE.match(body)) and language_of_tag(late["info"]):
             return self._open(text, late["marks"], late["info"], "")
         if fence and not (fence["marks"][0] == "`" and "`" in fence["info"]):
@@ -152,6 +161,22 @@ class BlockFinder:
                     self._fences.pop()  # its end was forgotten
                 return self._open(text, fence["marks"], info, fence["lead"])
         return self._code(text, body, inner.piece)
+
+    def _open_pre(self, text: str, pre: re.Match[str]) -> Line:
+        classes = [name for found in _CLASS.findall(pre["tags"]) for name in found.split()]
+        tag = next(filter(None, map(language_of_tag, classes)), "")
+        self._loose = None
+        self._pre = Piece(next(self._numbers), tag, 0, self._errors)
+        if not pre["code"]:
+            return Line(text, "fence", self._pre.number, self._pre.language)
+        return self._in_pre(text, pre["code"], self._pre)
+
+    def _in_pre(self, text: str, body: str, piece: Piece) -> Line:
+        if end := _PRE_END.match(body):
+            self._pre, body = None, end["code"]
+            if not body:
+                return Line(text, "fence", piece.number)
+        return self._code(text, html.unescape(body), piece)
 
     def _without_fence(self, text: str, body: str) -> Line:
         loose = self._loose
