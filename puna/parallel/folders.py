@@ -10,7 +10,13 @@ from torch import Tensor
 from puna.core.devices import default_device
 from puna.core.files import new_folder
 from puna.formats.hf_config import load_config
-from puna.formats.huggingface import FolderWeights, save_beside_weights, weight_shards
+from puna.formats.huggingface import (
+    INDEX,
+    SINGLE,
+    FolderWeights,
+    save_beside_weights,
+    weight_shards,
+)
 from puna.formats.weights import check_tensors, check_vocabulary
 from puna.model import Llama, LlamaConfig
 from puna.parallel.files import read_tensors
@@ -45,6 +51,9 @@ def save_spread(
         dcp.save(weights, storage_writer=writer)
         if mesh.is_first:
             shutil.rmtree(place / "sharded")
+            if max(places.values()) == 1:
+                next(place.glob("*.safetensors")).rename(place / SINGLE)
+                (place / INDEX).unlink()
             save_beside_weights(place, model, tokenizer)
     mesh.wait()  # until the folder has its name
 

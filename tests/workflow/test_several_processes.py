@@ -40,10 +40,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recipe_gives_two_processes_the_model_of_one(recipe_file: Path, tmp_path: Path) -> None:
-    changes = ["stages.pretrain.loop.batch_rows=5"]
+    changes = ["stages.pretrain.loop.batch_rows=6"]
     code, _, errors = puna(recipe_file, tmp_path / "one", *changes)
     assert code == 0, errors
-    code, output, errors = puna(recipe_file, tmp_path / "two", *changes, processes=2)
+    spread = [*changes, "stages.pretrain.loop.layout.dp_shard=2"]  # the others are replicas
+    code, output, errors = puna(recipe_file, tmp_path / "two", *spread, processes=2)
     assert code == 0, errors
     one, two = tmp_path / "one" / "tiny", tmp_path / "two" / "tiny"
     for stage in STAGES:
