@@ -12,6 +12,7 @@ from puna import __version__
 from puna.cli import (
     compress,
     cyberseceval,
+    guard,
     models,
     online,
     plan,
@@ -46,6 +47,7 @@ plan.register(app)
 shield.register(app)
 redteam.register(app)
 cyberseceval.register(app)
+guard.register(app)
 app.add_typer(tokenizers.app, name="tokenizer")
 app.add_typer(scaling.app, name="scaling")
 

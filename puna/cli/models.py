@@ -9,10 +9,12 @@ import typer
 from puna.cli.options import (
     Compile,
     Draft,
+    GuardNames,
     Json,
     MaxNewTokens,
     MinP,
     Model,
+    PolicyFile,
     RepetitionPenalty,
     Seed,
     ShieldMode,
@@ -23,6 +25,7 @@ from puna.cli.options import (
     TopK,
     TopP,
     Weights,
+    guard_of,
     open_engine,
     sampling_of,
     shield_of,
@@ -59,12 +62,16 @@ def chat(
     draft: Draft = None,
     compiled: Compile = False,
     shield: ShieldMode = "warn",
+    guard: GuardNames = None,
+    policy: PolicyFile = None,
 ) -> None:
     """Talk to a model; /help lists what else one can type."""
     from rich.console import Console
 
     from puna.cli.talk import talk
+    from puna.cli.watch import run
     from puna.safety.chain import chained
+    from puna.safety.guard import close_guard
 
     sampling = sampling_of(
         "chat",
@@ -78,7 +85,13 @@ def chat(
     )
     with Console(stderr=True).status(f"loading {model}"):
         engine = open_engine(model, weights, speculation, draft, compiled=compiled, max_rows=1)
-    talk(engine, model, system, sampling, chained(shield_of(shield)))
+        watching = run(guard_of(guard, policy))
+    safeguards = [*shield_of(shield), *([] if watching is None else [watching])]
+    try:
+        talk(engine, model, system, sampling, chained(safeguards))
+    finally:
+        if watching is not None:
+            run(close_guard(watching))
 
 
 def generate(

@@ -3,19 +3,22 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from puna.cli.options import (
     Compile,
     Draft,
+    GuardNames,
     Json,
+    PolicyFile,
     ShieldMode,
     Speculation,
     Weights,
+    guard_of,
     open_engine,
     shield_of,
 )
@@ -26,6 +29,7 @@ if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
     from puna.safety import Safeguard
     from puna.serving import ServeConfig
 
+Closing = Callable[[], Awaitable[None]]
 keys_app = typer.Typer(
     help="API keys of a server: a file that holds their hashes.", no_args_is_help=True
 )
@@ -46,13 +50,13 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[NAME=]MODEL...",
             help="Folders, GGUF files, cached repo ids, or smollm2; served by NAME, or by the last "
             "part of their own.",
         ),
-    ],
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +128,17 @@ def serve(
         int, typer.Option(min=1, help="Most open connections.", rich_help_panel=_LIMITS)
     ] = 1024,
     shield: ShieldMode = "warn",
+    guard: GuardNames = None,
+    policy: PolicyFile = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Stand in front of another server, http://HOST/v1, instead of serving models. Its "
+            "key is read from the environment variable PUNA_UPSTREAM_KEY.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = None,
     accept_risk: Annotated[
         str | None,
         typer.Option(
@@ -158,7 +173,9 @@ def serve(
         },
         where="serve",
     )
-    models = _named(model)
+    if bool(model) == bool(upstream):
+        raise UsageError("name models to serve, or another server with --upstream URL")
+    models = _named(model or [])
     for source in models.values():
         _pass_gate(source, accept_risk)
     adapters = [_adapter(spec, models) for spec in adapter or []]
@@ -176,7 +193,20 @@ def serve(
             max_queue_tokens=queue_tokens,
         )
 
-    _serve(config, models, adapters, open_one, shield_of(shield))
+    _serve(config, models, adapters, open_one, lambda: _safeguards(guard, policy, shield), upstream)
+
+
+def _safeguards(
+    guard: list[str] | None, policy: Path | None, shield: Literal["off", "warn", "block"]
+) -> "tuple[Safeguard | None, list[Closing]]":
+    """All that watches prompts and answers as one, and what closes it."""
+    from puna.safety.chain import chained
+    from puna.safety.guard import close_guard
+
+    found = asyncio.run(guard_of(guard, policy))
+    if found is None:
+        return chained(shield_of(shield)), []
+    return chained([*shield_of(shield), found]), [lambda: close_guard(found)]
 
 
 def _serve(
@@ -184,15 +214,16 @@ def _serve(
     models: dict[str, str],
     adapters: list[tuple[str, Path, str]],
     open_one: Callable[[str], "Engine"],
-    safeguards: "list[Safeguard]",
+    safeguards: "Callable[[], tuple[Safeguard | None, list[Closing]]]",
+    upstream: str | None,
 ) -> None:
     """Load, serve, and end; raises `PunaError` when accepted requests were broken off."""
     from puna.core.devices import in_own_thread
-    from puna.safety.chain import chained
     from puna.serving import Hub, create_app
     from puna.serving.auth import KeyFile
     from puna.serving.hub import warm_up
     from puna.serving.lifecycle import listen, run
+    from puna.serving.upstream import NoModels, Upstream, UpstreamConfig
 
     if config.keys is not None:
         KeyFile.read(config.keys)  # a broken one shows before a model is loaded
@@ -204,16 +235,20 @@ def _serve(
                 warm_up(engine)
             return engines
 
-        hub = Hub(in_own_thread(ready_engines))
+        other = None
+        if upstream is not None:
+            other = Upstream(UpstreamConfig.parse({"url": upstream}, where="--upstream"))
+        hub = Hub(in_own_thread(ready_engines)) if other is None else NoModels()
         hub.start()
         try:
             for name, folder, model in adapters:
                 asyncio.run(hub.load_adapter(name, folder, model))
             host = f"[{config.host}]" if ":" in config.host else config.host
             address = f"http://{host}:{listener.getsockname()[1]}"
-            names = ", ".join(hub.names())
+            names = ", ".join(hub.names()) or f"in front of {upstream}"
+            safeguard, closing = safeguards()
             line = f"{names}: {address}/v1 · chat: {address}/ · Ctrl-C stops"
-            app = create_app(hub, config, safeguard=chained(safeguards))
+            app = create_app(hub, config, safeguard=safeguard, upstream=other, closing=closing)
             complete = run(app, config, listener, lambda: print(line, flush=True))
         finally:
             hub.close()

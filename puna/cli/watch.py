@@ -1,16 +1,28 @@
 """A safeguard between a model and a terminal: prompts are admitted, answers filtered."""
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import atexit
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from puna.inference import Delta
 from puna.safety import OutputFilter, Safeguard, SlowFilter, Subject, Verdict
 
+_Result = TypeVar("_Result")
+# One loop for all calls: a guard behind an address keeps its connections on the loop they began on.
+_RUNNER = asyncio.Runner()
+atexit.register(_RUNNER.close)
+
+
+def run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    """The result of ``coroutine``, on the loop of all calls here."""
+    return _RUNNER.run(coroutine)
+
 
 def admitted(safeguard: Safeguard | None, subject: Subject) -> Verdict:
     """Whether a prompt may be answered."""
-    return Verdict() if safeguard is None else asyncio.run(safeguard.admit(subject))
+    return Verdict() if safeguard is None else run(safeguard.admit(subject))
 
 
 class Watched:
@@ -44,5 +56,5 @@ class Watched:
 
 def _rest(watch: OutputFilter) -> str:
     if isinstance(watch, SlowFilter):
-        asyncio.run(watch.settled())
+        run(watch.settled())
     return watch.flush()

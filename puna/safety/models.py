@@ -157,22 +157,14 @@ class RemoteModel:
         address, _, model = source.partition("#")
         if urlsplit(address).hostname is None:
             raise UsageError(f"'{source}' is no address: write http://HOST:PORT/v1#NAME")
-        key = os.environ.get("OPENAI_API_KEY")
-        client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(600, connect=10),
-            limits=httpx.Limits(max_connections=256),
-        )
         url = address.rstrip("/")
-        try:
+        async with _new_client() as client:
             listed = await _asked(client, "GET", f"{url}/models", None)
-            names = [entry["id"] for entry in listed.get("data", [])]
-            if not names and not model:
-                raise UsageError(f"{url} lists no models: name one as {url}#NAME")
-        except BaseException:
-            await client.aclose()
-            raise
-        return cls(url, model or names[0], client)
+        names = [entry["id"] for entry in listed.get("data", [])]
+        if not names and not model:
+            raise UsageError(f"{url} lists no models: name one as {url}#NAME")
+        # A new one, whose connections begin on the loop that first asks: perhaps a server's.
+        return cls(url, model or names[0], _new_client())
 
     async def reply(self, messages: Sequence[Message], sampling: Sampling) -> Reply:
         """See `ChatModel.reply`."""
@@ -225,6 +217,15 @@ def _written(messages: Sequence[Message]) -> list[dict[str, Any]]:
             fields["tool_call_id"] = calls[-1] if calls else "call_0_0"
         written.append(fields)
     return written
+
+
+def _new_client() -> httpx.AsyncClient:
+    key = os.environ.get("OPENAI_API_KEY")
+    return httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=httpx.Timeout(600, connect=10),
+        limits=httpx.Limits(max_connections=256),
+    )
 
 
 class _Refused(PunaError):

@@ -60,7 +60,7 @@ class Call:
         self._figures = figures
         self._safeguard = safeguard
         self._verdicts: dict[int, Verdict] = {}
-        self._started = time.perf_counter()
+        self.started = time.perf_counter()
         self._waiting: asyncio.Task[object] | None = None
         self._interrupted: ApiError | None = None
 
@@ -68,6 +68,11 @@ class Call:
     def key(self) -> str | None:
         """Name of the client's API key."""
         return None if self.holder is None else self.holder.entry.name
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a safeguard watches it."""
+        return self._safeguard is not None
 
     def verdict(self, index: int) -> Verdict | None:
         """What the safeguard thinks of an answer and its prompt; None when there is none."""
@@ -85,7 +90,7 @@ class Call:
         if not isinstance(guard, Cleaner):
             return list(texts)
         clean = guard.clean
-        return await self._wait(asyncio.to_thread(lambda: [clean(text) for text in texts]))
+        return await self.wait(asyncio.to_thread(lambda: [clean(text) for text in texts]))
 
     async def cleaned_turns(self, turns: Sequence[Message]) -> list[Message]:
         """`cleaned` for a conversation."""
@@ -105,12 +110,12 @@ class Call:
         measure = self._measure(served)
         subjects = await self._admit(served, requests, measure)
         answers = await self._submit(served, requests, measure)
-        filters = self._filters(subjects)
+        filters = {n: self.output_filter(subject) for n, subject in enumerate(subjects)}
         pairs = _one(answers[0]) if len(answers) == 1 else _several(answers)
         unfinished = set(range(len(answers)))
         try:
             while unfinished:
-                index, delta = await self._wait(anext(pairs))
+                index, delta = await self.wait(anext(pairs))
                 if index not in unfinished:
                     continue  # it came before a blocked answer was closed
                 measure.took(index, delta)
@@ -133,7 +138,7 @@ class Call:
         requests = [Request(prompt) for prompt in prompts]
         measure = self._measure(served)
         await self._admit(served, requests, measure)
-        return torch.cat([await self._wait(served.engine.embed([prompt])) for prompt in prompts])
+        return torch.cat([await self.wait(served.engine.embed([prompt])) for prompt in prompts])
 
     async def _admit(
         self, served: Served, requests: Sequence[Request], measure: Measure
@@ -153,10 +158,17 @@ class Call:
             Subject(served.tokenizer.decode(r.prompt), self.messages, served.name, self.key)
             for r in requests
         ]
+        await self.admit(subjects)
+        return subjects
+
+    async def admit(self, subjects: Sequence[Subject]) -> None:
+        """Show prompts to the safeguard, where there is one; raises `ApiError` 400 for a block."""
+        if self._safeguard is None:
+            return
         seen: dict[str, Verdict] = {}
         for index, subject in enumerate(subjects):
             if subject.text not in seen:
-                seen[subject.text] = await self._wait(self._safeguard.admit(subject))
+                seen[subject.text] = await self.wait(self._safeguard.admit(subject))
                 self._figures.verdicts["input", seen[subject.text].decision] += 1
             self._verdicts[index] = verdict = seen[subject.text]
             if verdict.decision == "block":
@@ -166,7 +178,17 @@ class Call:
                     type="safety_error",
                     code="content_blocked",
                 )
-        return subjects
+
+    def output_filter(self, subject: Subject) -> Filtered | None:
+        """A filter for one answer, where there is a safeguard."""
+        guard = self._safeguard
+        return None if guard is None else Filtered(guard.output_filter(subject))
+
+    def judged(self, index: int, verdict: Verdict) -> None:
+        """The answer ``index`` has ended: count what its filter thinks of it."""
+        self._figures.verdicts["output", verdict.decision] += 1
+        if verdict.decision != "allow":
+            self._verdicts[index] = verdict
 
     async def _submit(
         self, served: Served, requests: Sequence[Request], measure: Measure
@@ -175,7 +197,7 @@ class Call:
         asked = asyncio.gather(
             *(served.engine.submit(request) for request in requests), return_exceptions=True
         )
-        results = await self._wait(asked)
+        results = await self.wait(asked)
         answers = [result for result in results if isinstance(result, Answer)]
         problems = [result for result in results if isinstance(result, BaseException)]
         if not problems:
@@ -185,7 +207,7 @@ class Call:
         measure.refund(requests)
         raise as_api_error(problems[0]) or problems[0]
 
-    async def _wait(self, event: Awaitable[_Result]) -> _Result:
+    async def wait(self, event: Awaitable[_Result]) -> _Result:
         """Wait for ``event``, or raise the error that interrupts the call."""
         if self._interrupted is None:
             self._waiting = asyncio.current_task()
@@ -204,14 +226,7 @@ class Call:
 
     def _measure(self, served: Served) -> Measure:
         figures = self._figures.of(served.name)
-        return Measure(self.record, figures, self._started, self.holder)
-
-    def _filters(self, subjects: Sequence[Subject]) -> dict[int, Filtered]:
-        """A filter for each answer, where there is a safeguard."""
-        guard = self._safeguard
-        if guard is None:
-            return {}
-        return {n: Filtered(guard.output_filter(subject)) for n, subject in enumerate(subjects)}
+        return Measure(self.record, figures, self.started, self.holder)
 
     async def _checked(self, index: int, delta: Delta, output: Filtered | None) -> Delta:
         """What of ``delta`` may leave; the verdict is counted when the answer ends."""
@@ -220,11 +235,9 @@ class Call:
             raise server_error()
         if output is None:
             return delta
-        released = await self._wait(output.push(delta))
+        released = await self.wait(output.push(delta))
         if released.finish is not None:
-            self._figures.verdicts["output", output.verdict.decision] += 1
-            if output.verdict.decision != "allow":
-                self._verdicts[index] = output.verdict
+            self.judged(index, output.verdict)
         return released
 
 

@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -79,7 +79,8 @@ def new_server(app: FastAPI, config: ServeConfig, started: Callable[[], None]) -
         timeout_keep_alive=int(config.header_seconds) + 1,
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    return Server(settings, app.state.hub, app.state.traffic, config.drain_seconds, started)
+    state = app.state
+    return Server(settings, state.hub, state.traffic, config.drain_seconds, started, state.closing)
 
 
 class Server(uvicorn.Server):
@@ -92,6 +93,7 @@ class Server(uvicorn.Server):
         traffic: Traffic,
         drain_seconds: float,
         on_start: Callable[[], None],
+        closing: Sequence[Callable[[], Awaitable[None]]] = (),
     ) -> None:
         super().__init__(config)
         self.complete = True
@@ -99,6 +101,7 @@ class Server(uvicorn.Server):
         self._traffic = traffic
         self._drain_seconds = drain_seconds
         self._on_start = on_start
+        self._closing = closing
         self._end = asyncio.Event()
         self._draining: asyncio.Task[None] | None = None
 
@@ -115,6 +118,8 @@ class Server(uvicorn.Server):
         """Close every connection, then the engines, while there is a loop for their last words."""
         await super().shutdown(sockets)
         self._hub.close()
+        for close in self._closing:
+            await close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -44,7 +44,8 @@ class Record:
         return facts
 
 
-def _take(bucket: Bucket, amount: int, what: str) -> None:
+def take(bucket: Bucket, amount: int, what: str) -> None:
+    """Take from a key's allowance; raises `ApiError` 429 when it is used up."""
     wait_s = bucket.take(amount)
     if wait_s > 0:
         raise ApiError(
@@ -79,8 +80,8 @@ class Measure:
         """Count prompts, before they go to the engine; raises `ApiError` 429 for a used-up key."""
         tokens = sum(len(request.prompt) for request in requests)
         if self._holder is not None:
-            _take(self._holder.requests, 1, "requests")
-            _take(self._holder.tokens, tokens, "tokens")
+            take(self._holder.requests, 1, "requests")
+            take(self._holder.tokens, tokens, "tokens")
         self._figures.requests += 1
         self._figures.prompt_tokens += tokens
         self._record.prompt_tokens += tokens
