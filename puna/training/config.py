@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from puna.core.config import Config
 from puna.parallel import Layout
 
+CIRCUMSTANCES = ("layout", "checkpoint_async", "durable", "durable_every")
+"""Fields that change no result: a run goes on with other values of them."""
+
 
 class LoopConfig(Config):
     """How a model is optimised, whatever the objective."""

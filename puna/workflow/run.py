@@ -19,6 +19,7 @@ from puna.formats import load_model
 from puna.model import Llama
 from puna.parallel import here
 from puna.tokenizer import Tokenizer
+from puna.training.config import CIRCUMSTANCES
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
 from puna.workflow.report import write_report
@@ -88,6 +89,8 @@ class Run:
         known = len(self.drawn.countries)
         shared = {"seed": self.recipe.seed, "kinds": self.recipe.kinds, "countries": known}
         settings = {**shared, **config.model_dump(mode="json")}
+        if isinstance(settings.get("loop"), dict):
+            settings["loop"] = {k: v for k, v in settings["loop"].items() if k not in CIRCUMSTANCES}
         self.done[name] = run_stage(
             self.folder, name, settings, inputs, work, self.events, together=together
         )

@@ -21,6 +21,8 @@ from puna.model import Llama, LoraConfig, add_lora, merge
 from puna.model.lora import lora_layers
 from puna.model.nf4 import NF4Linear
 from puna.parallel import here
+from puna.parallel.folders import save_spread
+from puna.parallel.parallelize import laid_out
 from puna.safety.gate.verdict import CARD, GATE
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, train
@@ -201,7 +203,9 @@ def leave_model(
 ) -> dict[str, Any]:
     """Write what `train_and_save` leaves, of a model that is trained; returns figures."""
     merged = _merge_adapter(model, folder, str(base), events) if _has_adapter(model) else {}
-    if here().is_first:
+    if laid_out(model) is not None:
+        save_spread(folder / MODEL, model, tokenizer)
+    elif here().is_first:
         save(folder / MODEL, model, tokenizer)
     return {
         "steps": progress.step,
