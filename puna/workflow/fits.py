@@ -1,7 +1,7 @@
 """Whether a recipe fits the machines, stage by stage, before anything starts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from puna.core.errors import UsageError
@@ -47,7 +47,9 @@ def fits_of(recipe: Recipe, gpu: Hardware | None, n_gpus: int = 1) -> list[Stage
             found.append(_alone(name, model, stage, gpu))
         else:
             assert gpu is not None
-            found.append(_together(name, model, stage, gpu, n_gpus))
+            found += [
+                _together(batch, model, stage, gpu, n_gpus) for batch in _batches(name, stage)
+            ]
     if not found:
         raise UsageError(f"{recipe.name} has no stage that trains: nothing to plan")
     return found
@@ -78,19 +80,44 @@ def _alone(name: str, model: LlamaConfig, stage: Any, gpu: Hardware | None) -> S
     return StageFit(name, found.peak / GIB, free / GIB, found.peak <= free, f"GiB: {how}")
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Rows of a step somewhere in a stage."""
+
+    name: str
+    row_length: int
+    rows: int
+    keeps_layout: bool = True
+    """Whether it is meant for the layout that the stage has."""
+
+
+def _batches(name: str, stage: Any) -> list[_Batch]:
+    """Those of a stage; of a curriculum all that differ. Long rows come with a layout of theirs."""
+    curriculum = getattr(stage, "curriculum", None)
+    if curriculum is None:
+        return [_Batch(name, stage.row_length, stage.loop.batch_rows)]
+    found: dict[tuple[int, int], _Batch] = {}
+    for phase in curriculum.phases:
+        size = phase.row_length, phase.batch_rows
+        found.setdefault(size, _Batch(f"{name}, {phase.name}", *size))
+    for part in curriculum.long_context.stages if curriculum.long_context else []:
+        size = part.row_length, part.batch_rows
+        found[size] = _Batch(f"{name}, {size[0]:,} tokens", *size, keeps_layout=False)
+    return sorted(found.values(), key=lambda batch: (batch.row_length, batch.rows))
+
+
 def _together(
-    name: str, model: LlamaConfig, stage: Any, gpu: Hardware, n_gpus: int
+    batch: _Batch, model: LlamaConfig, stage: Any, gpu: Hardware, n_gpus: int
 ) -> StageFit:  # fmt: skip
     loop: LoopConfig = stage.loop
-    wish = Wish(model, gpu, n_gpus, stage.row_length, loop.batch_rows * stage.row_length)
-    if not loop.layout.only_replicas:
+    wish = Wish(model, gpu, n_gpus, batch.row_length, batch.rows * batch.row_length)
+    if batch.keeps_layout and not loop.layout.only_replicas:
         layout = loop.layout.of(n_gpus)
-        wish = Wish(
-            model, gpu, n_gpus, stage.row_length, loop.batch_rows * stage.row_length,
-            tp=layout.tp, cp=layout.cp, pp=layout.pp, dp=layout.dp,
-            rows=loop.batch_rows // layout.dp,
+        wish = replace(
+            wish, tp=layout.tp, cp=layout.cp, pp=layout.pp, dp=layout.dp,
+            rows=batch.rows // layout.dp,
             schedule=layout.schedule if layout.pp > 1 else None, recompute=loop.recompute,
         )  # fmt: skip
     best = search(wish).best
     how = f"{describe(best)}; step {best.times.total:.2f} s"
-    return StageFit(name, best.memory.total / GIB, best.limit / GIB, best.fits, how)
+    return StageFit(batch.name, best.memory.total / GIB, best.limit / GIB, best.fits, how)

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from puna.core.files import sha256_value, write_text
-from puna.data.generators import evaluation_questions, generate_chats, generate_pairs
+from puna.core.random import stable_seed
+from puna.data.generators import (
+    GeneratedText,
+    evaluation_questions,
+    generate_chats,
+    generate_documents,
+    generate_pairs,
+)
+from puna.data.generators.kinds import WEIGHTS
 from puna.formats import save_model
 from puna.model import Llama, LlamaConfig
 from puna.tokenizer import Tokenizer
@@ -49,8 +57,12 @@ _MOST = {
     "geography": _ROWS,
     "stories": 300,
     "vocab_size": _VOCAB_SIZE,
+    "n_special": _N_SPECIAL,
 }
 _SOURCE_CHARS = 20_000
+_SHORTEST_ROW = 8
+_HELD_OUT = 0.1  # of few documents
+_CURRICULUM = {"attempts": 1, "needles": 2, "rows": 4, "average": 2, "steps": 2, "batch_rows": 2}
 
 
 def shrunken(recipe: Recipe, root: Path) -> Recipe:
@@ -81,11 +93,17 @@ class _Shrink:
             tiny["micro_rows"] = 0
         if name == "model":
             tiny |= _tiny_model_settings(tiny)
+        if tiny.get("curriculum"):  # each of its segments ends with a checkpoint
+            tiny["loop"]["checkpoint_every"] = _CURRICULUM["steps"]
         return tiny
 
     def _value(self, name: str, key: str, value: Any) -> Any:
         if key == "sources":
-            return {each: source | {"max_chars": _SOURCE_CHARS} for each, source in value.items()}
+            return {each: self._source(each, source) for each, source in value.items()}
+        if key == "curriculum" and value is not None:
+            return _tiny_curriculum(value, _MOST["row_length"] / _longest_row(value))
+        if key == "layout":
+            return {}  # of one process
         if isinstance(value, dict):
             return self.node(key, value)
         if key in ("preferences", "dpo"):  # of rounds: batches, and settings
@@ -99,9 +117,24 @@ class _Shrink:
             return [self._file(each, _questions if key == "prompts" else rows) for each in value]
         if isinstance(value, list) and value and isinstance(value[0], dict):
             return [self.node(key, each) for each in value]
+        if key == "validation_fraction" and value:
+            return max(value, _HELD_OUT)
         if key == "too_long":
             return "drop"
         return "auto" if key == "chat_format" and value == "chatml" else value
+
+    def _source(self, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Some characters of a source; of a file that is missing, generated documents."""
+        path = source.get("path")
+        if path is not None and not Path(path).exists():
+            made = self.folder / f"{name}.jsonl"
+            if not made.exists():
+                seed, texts = stable_seed(name), GeneratedText(exercises=_ROWS, stories=100)
+                documents = generate_documents(seed, texts, (), WEIGHTS)
+                rows = (json.dumps({"text": document.text}) + "\n" for document in documents)
+                write_text(made, "".join(rows))
+            path = str(made)
+        return {**source, "path": path, "max_chars": _SOURCE_CHARS}
 
     def _file(self, given: Any, rows: Callable[[], Iterator[dict[str, Any]]]) -> Any:
         """The file if it is there; else one of generated rows."""
@@ -126,20 +159,53 @@ class _Shrink:
         return str(made)
 
 
-def tiny_shape(config: LlamaConfig) -> LlamaConfig:
+def tiny_shape(config: LlamaConfig, n_kv_heads: int = _KV_HEADS) -> LlamaConfig:
     """Two layers with the ratio of heads, the RoPE and the tying of ``config``."""
-    n_heads = _KV_HEADS * config.n_heads // config.n_kv_heads
+    n_heads = n_kv_heads * config.n_heads // config.n_kv_heads
     dim = n_heads * _HEAD_DIM  # a multiple of 32, as groups of 4-bit weights need
-    small = {"dim": dim, "n_layers": 2, "n_heads": n_heads, "n_kv_heads": _KV_HEADS}
+    small = {"dim": dim, "n_layers": 2, "n_heads": n_heads, "n_kv_heads": n_kv_heads}
     small |= {"ffn_dim": 2 * dim, "head_dim": _HEAD_DIM, "vocab_size": _VOCAB_SIZE}
     return LlamaConfig.parse(config.model_dump() | small, where="tiny model")
 
 
 def _tiny_model_settings(model: Mapping[str, Any]) -> dict[str, Any]:
     """Of a recipe's ``stages.pretrain.model``: a published size becomes a shape."""
-    config = tiny_shape(ModelShape.parse(model, where="model").build(_VOCAB_SIZE))
+    config = tiny_shape(ModelShape.parse(model, where="model").build(_VOCAB_SIZE), n_kv_heads=1)
     names = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "tie_embeddings")
     return {"size": ""} | {name: getattr(config, name) for name in names}
+
+
+def _longest_row(curriculum: Mapping[str, Any]) -> int:
+    found = (
+        value if key == "row_length" else _longest_row(value)
+        for key, value in _items(curriculum)
+        if key == "row_length" or isinstance(value, dict | list)
+    )
+    return max(found, default=0)
+
+
+def _items(node: Any) -> Iterator[tuple[Any, Any]]:
+    yield from node.items() if isinstance(node, dict) else enumerate(node)
+
+
+def _tiny_curriculum(node: Any, scale: float) -> Any:
+    """Few steps of few rows, all lengths shorter by one factor, gates that stop nothing."""
+    if isinstance(node, list):
+        return [_tiny_curriculum(each, scale) for each in node]
+    if not isinstance(node, dict):
+        return node
+    tiny = {key: _tiny_curriculum(value, scale) for key, value in node.items()}
+    for key, most in _CURRICULUM.items():
+        if isinstance(tiny.get(key), int):
+            tiny[key] = min(tiny[key], most)
+    for key in ("row_length", "original_context"):
+        if key in tiny:
+            tiny[key] = max(_SHORTEST_ROW, round(tiny[key] * scale))
+    if "micro_rows" in tiny:
+        tiny["micro_rows"] = min(tiny["micro_rows"], 1)
+    if "give_up" in tiny:
+        tiny["give_up"] = False
+    return tiny
 
 
 def _chats() -> Iterator[dict[str, Any]]:

@@ -19,9 +19,10 @@ _SCHEDULES: tuple[tuple[Schedule, int], ...] = (
     ("1f1b", 2), ("interleaved", 2), ("interleaved", 4), ("interleaved", 8), ("zbv", 2),
 )  # fmt: skip
 _RECOMPUTE: tuple[Kept, ...] = ("none", "selective", "full")
-_LARGEST_TP, _LARGEST_PP, _LARGEST_CP = 16, 64, 64
+_LARGEST_TP, _LARGEST_PP, _LARGEST_CP = 16, 32, 64
 _SHORTEST_PIECE = 2048  # tokens of a row that context parallelism leaves a process, at least
 _MICRO_ROWS = (1, 2, 4, 8)
+_LONGEST_PASS = 32_768  # tokens of a process beyond which more rows of a pass gain nothing
 _DRIVER_BYTES = 1.5e9  # context, libraries and buffers of communication
 _OFF_BATCH = 0.2  # how far a batch may be from what is asked, so that it divides
 
@@ -166,7 +167,9 @@ def _ways(wish: Wish, sizes: dict[str, int], rows: int) -> Iterator[Job]:
     if wish.schedule and not wanted:
         wanted = [(wish.schedule, 2)]
     schedules = wanted if sizes["pp"] > 1 else [("1f1b", 2)]
-    micros = [wish.micro_rows] if wish.micro_rows else [m for m in _MICRO_ROWS if rows % m == 0]
+    piece = wish.row_length // sizes["cp"]
+    micros = [m for m in _MICRO_ROWS if rows % m == 0 and (m == 1 or m * piece <= _LONGEST_PASS)]
+    micros = [wish.micro_rows] if wish.micro_rows else micros
     kinds: tuple[Kept, ...] = (wish.recompute,) if wish.recompute else _RECOMPUTE
     for micro, (schedule, each) in product(micros, schedules):
         settings: dict[str, Any] = {"dp_replicate": 1, "gather_dtype": "bf16", **sizes}

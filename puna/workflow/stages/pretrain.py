@@ -9,15 +9,18 @@ from puna.core.config import Config
 from puna.core.devices import default_device
 from puna.core.events import EventLog
 from puna.core.random import stable_seed
-from puna.data import PackedRows, read_documents
+from puna.data import PackedRows, TokenFile, read_documents
+from puna.formats.average import average_models
 from puna.model import Llama, LlamaConfig, llama_config
 from puna.parallel import here
 from puna.pretraining import encode_documents
+from puna.pretraining.curriculum import CurriculumRun, Texts
+from puna.pretraining.recipe import Curriculum
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig, RowSource, next_token
 from puna.workflow.stage import SCRATCH
-from puna.workflow.stages.corpus import TRAIN
-from puna.workflow.stages.training import train_and_save
+from puna.workflow.stages.corpus import TRAIN, VALIDATION
+from puna.workflow.stages.training import leave_model, train_and_save
 
 
 class ModelShape(Config):
@@ -72,6 +75,9 @@ class PretrainStage(Config):
     """Tokens in a packed row."""
     loop: LoopConfig
     """How it is optimised."""
+    curriculum: Curriculum | None = None
+    """Ramps, mixes, long context and anneal in place of one batch size, length and mix. With it
+    ``loop.steps`` is the cosine's length; ``row_length`` and ``loop.batch_rows`` are not used."""
 
 
 def fresh_model(
@@ -90,6 +96,10 @@ def run_pretrain(
 ) -> dict[str, Any]:  # fmt: skip
     """Train fresh weights on the corpus."""
     model, tokenizer = fresh_model(config, seed, tokenizer_folder)
+    if config.curriculum is not None:
+        return _run_curriculum(
+            config, config.curriculum, seed, data, model, tokenizer, events, folder
+        )
     kept = folder / SCRATCH / "tokens"
     tokens, tokens_of = here().on_first(
         lambda: encode_documents(tokenizer, read_documents(data / TRAIN), kept)
@@ -106,3 +116,33 @@ def run_pretrain(
         model, tokenizer, next_token, source, config.loop, config.row_length, events, folder
     )
     return facts | {"tokens_by_source": tokens_of, "epochs": round(epochs, 3)}
+
+
+def _run_curriculum(
+    config: PretrainStage, curriculum: Curriculum, seed: int, data: Path, model: Llama,
+    tokenizer: Tokenizer, events: EventLog, folder: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Train fresh weights phase after phase; leaves the average of the anneal where it has one."""
+    scratch, mesh = folder / SCRATCH, here()
+
+    def encoded(name: str) -> tuple[TokenFile, list[str]]:
+        documents = read_documents(data / name)
+        tokens, _ = encode_documents(tokenizer, documents, scratch / f"tokens-{Path(name).stem}")
+        return tokens, [document.source for document in documents]
+
+    tokens, sources = mesh.on_first(lambda: encoded(TRAIN))
+    held_out, _ = mesh.on_first(lambda: encoded(VALIDATION))
+    shared = mesh.on_first(lambda: scratch)
+    run = CurriculumRun(
+        curriculum, config.loop, Texts(tokens, sources, held_out), seed, shared, events, folder.name
+    )
+    progress = run.run(model, tokenizer)
+    models = run.averaged()
+    if len(models) > 1:
+        facts = leave_model(
+            model, tokenizer, progress, events, folder,
+            save=lambda target, _model, _tokenizer: average_models(models, target),
+        )  # fmt: skip
+    else:
+        facts = leave_model(model, tokenizer, progress, events, folder)
+    return facts | run.facts() | {"averaged": len(models)}
