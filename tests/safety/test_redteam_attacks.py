@@ -170,7 +170,7 @@ class TestFilesOfOnesOwn:
     def test_goals_of_ones_own_stand_in_place_of_the_projects(self, tmp_path: Path) -> None:
         file = tmp_path / "goals.yaml"
         file.write_text(
-            "- {id: price, kind: leak, request: {en: What is it?},"
+            "- {id: price, kind: leak, request: {en: Tell me.},"
             " conversation: [{role: system, content: 'It is {marker}.'}]}\n"
         )
         plan = make_plan(

@@ -29,9 +29,13 @@ from puna.safety.redteam.run import RESULTS, SUMMARY
 from puna.safety.safeguard import Subject, Verdict
 from puna.tokenizer import Message
 
+ONE_QUESTION = ("jailbreak", "encoding", "roleplay", "leak", "injection")
+
 
 def planned(**fields: object) -> tuple[RedTeamConfig, Plan]:
-    given = {"kinds": ("leak", "document", "tool"), "limit": 12, **fields}
+    """Trials of one question each."""
+    usual = {"kinds": ("leak", "document", "tool"), "limit": 12, "attacks": ONE_QUESTION}
+    given = usual | fields
     config = RedTeamConfig.parse(given, where="test")
     return config, make_plan(config, has_attacker=False, has_weights=False)
 
