@@ -112,6 +112,10 @@ def predict(
     recipe: Annotated[
         Path | None, typer.Option(help="Write the model's shape as settings of a recipe.")
     ] = None,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option(help="YAML of models judged on a benchmark: foretell its accuracy too."),
+    ] = None,
     gpus: Annotated[int, typer.Option(min=0, help="Also plan the run on so many GPUs.")] = 0,
     gpu: Annotated[str, typer.Option(help="What they are, as puna plan has them.")] = "h100",
     as_json: Json = False,
@@ -124,6 +128,8 @@ def predict(
     law = token_law(read_results(results), held_out)
     found = foretell(law, flops)
     figures: dict[str, Any] = asdict(found)
+    if benchmark is not None:
+        figures["accuracy"] = _accuracy(benchmark, flops)
     if recipe is not None or gpus:
         shape = shape_for(found.parameters.value, vocab_size)
         figures["model"] = shape.model_dump(mode="json")
@@ -138,12 +144,21 @@ def predict(
         f"{flops:.3g} FLOPs: {_shown(found.parameters)} parameters, {_shown(found.tokens)} tokens"
     )
     print(f"loss {_shown(found.loss)}")
+    if "accuracy" in figures:
+        print(f"accuracy {figures['accuracy']:.1%}")
     if "plan" in figures:
         plan = figures["plan"]
         print(
             f"{plan['days']:.2f} days on {gpus} x {gpu}, {plan['tflops_per_gpu']:.0f} TFLOP/s per "
             f"GPU, {plan['memory_gib_per_gpu']:.1f} GiB"
         )
+
+
+def _accuracy(path: Path, flops: float) -> float:
+    from puna.core.config import load_yaml
+    from puna.pretraining.scaling.accuracy import Benchmark, fit_accuracy
+
+    return fit_accuracy(Benchmark.parse(load_yaml(path), where=str(path))).at(flops)
 
 
 def _shown(interval: Any) -> str:

@@ -10,7 +10,7 @@ import pytest
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.pretraining.scaling import sweep as under_test
-from puna.pretraining.scaling.accuracy import fit_accuracy
+from puna.pretraining.scaling.accuracy import Benchmark, fit_accuracy
 from puna.pretraining.scaling.fit import Point, fit_law
 from puna.pretraining.scaling.laws import predict, rate_law, shape_for
 from puna.pretraining.scaling.sweep import Result, Sweep, read_results, run_sweep
@@ -73,7 +73,7 @@ def test_accuracy_is_found_again_through_likelihood() -> None:
 
     compute = [(c, nats(c)) for c in (1e19, 1e20, 1e21, 1e22)]
     answers = [(n, accuracy(n)) for n in np.linspace(1.0, 2.0, 9)]
-    found = fit_accuracy(compute, answers, chance=0.25)
+    found = fit_accuracy(Benchmark(chance=0.25, compute=compute, answers=answers))
     assert found.middle == pytest.approx(1.3, abs=1e-3)
     assert found.steepness == pytest.approx(9.0, rel=1e-2)
     assert found.at(3.8e25) == pytest.approx(accuracy(nats(3.8e25)), abs=1e-3)

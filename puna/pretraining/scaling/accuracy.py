@@ -5,12 +5,25 @@ linear in the logarithm of the compute; accuracy is a sigmoid of it. The first s
 scaling-law models, the second on those and on larger ones whose compute need not be known.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 
-from puna.core.errors import UsageError
+from puna.core.config import Config
+
+
+class Benchmark(Config):
+    """Models that were judged on a benchmark, as a file gives them."""
+
+    chance: float = Field(ge=0, lt=1)
+    """Accuracy of guessing, e.g. 0.25 of four choices."""
+    top: float = Field(default=1.0, gt=0, le=1)
+    """Accuracy that is approached."""
+    compute: list[tuple[float, float]] = Field(min_length=2)
+    """[FLOPs, nats of the right answer] of models whose compute is known."""
+    answers: list[tuple[float, float]] = Field(min_length=3)
+    """[nats of the right answer, accuracy] of these and of others, some of them above chance."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +57,12 @@ class Accuracy:
         return self.of_nll(self.nll(flops))
 
 
-def fit_accuracy(
-    compute: Sequence[tuple[float, float]],
-    answers: Sequence[tuple[float, float]],
-    chance: float,
-    top: float = 1.0,
-) -> Accuracy:
-    """Fit both steps by least squares.
-
-    Args:
-        compute: (FLOPs, nats of the right answers) of two models or more.
-        answers: (nats, accuracy) of three models or more, some of which are better than chance.
-        chance: accuracy of guessing, e.g. 0.25 of four choices.
-        top: accuracy that is approached.
-
-    Raises `UsageError` when there are too few models.
-    """
-    if len(compute) < 2 or len(answers) < 3:
-        raise UsageError("two models with FLOPs and three with accuracy are needed: add models")
-    flops, nats = np.array(compute).T
+def fit_accuracy(benchmark: Benchmark) -> Accuracy:
+    """Fit both steps by least squares."""
+    flops, nats = np.array(benchmark.compute).T
     slope, level = np.polyfit(np.log10(flops), nats, 1)
-    middle, steepness = _sigmoid(np.array(answers), chance, top)
+    chance, top = benchmark.chance, benchmark.top
+    middle, steepness = _sigmoid(np.array(benchmark.answers), chance, top)
     return Accuracy(float(slope), float(level), chance, top, middle, steepness)
 
 
