@@ -277,19 +277,17 @@ def list_attacks(as_json: Json = False) -> None:
     from puna.safety.redteam import attacks, goals
     from puna.safety.redteam.goals import LANGUAGES, group_names
 
-    known = [
-        {"name": a.name, "family": a.family, "against": list(a.against), "about": a.about}
-        for a in attacks()
-    ]
     counts: dict[str, int] = {}
     for goal in goals():
         counts[goal.group] = counts.get(goal.group, 0) + 1
     if as_json:
+        fields = {"name", "family", "against", "about"}
+        known = [attack.model_dump(mode="json", include=fields) for attack in attacks()]
         print(json.dumps({"attacks": known, "goals": counts, "languages": LANGUAGES}))
         return
     table = Table("attack", "family", "against", "what it does")
-    for entry in known:
-        table.add_row(entry["name"], entry["family"], ", ".join(entry["against"]), entry["about"])
+    for attack in attacks():
+        table.add_row(attack.name, attack.family, ", ".join(attack.against), attack.about)
     console = Console()
     console.print(table)
     names = group_names()
