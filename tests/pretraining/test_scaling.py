@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from puna.cli.main import app
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.pretraining.scaling import sweep as under_test
@@ -131,3 +133,39 @@ def test_the_best_rate_over_sizes_is_found() -> None:
     law = rate_law(results)
     assert law.power.value == pytest.approx(-0.4, abs=1e-6)
     assert law.factor.value == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_prediction_is_handed_to_recipe_and_planner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"size": str(i), "budget": p.budget, "learning_rate": 1e-3, "parameters": 1, "steps": 1,
+         "flops": p.budget, "tokens": round(p.x), "loss": p.loss, "seconds": 1.0}
+        for i, p in enumerate(points(seed=1, noise=0.002))
+    ]  # fmt: skip
+    kept, model = tmp_path / "results.json", tmp_path / "model.yaml"
+    kept.write_text(json.dumps({"runs": rows}))
+    benchmark = tmp_path / "models.yaml"
+    benchmark.write_text("chance: 0.25\ncompute: [[1e20, 1.8], [1e22, 1.4]]\n"
+                         "answers: [[1.8, 0.27], [1.4, 0.52], [1.1, 0.81]]\n")  # fmt: skip
+    app(
+        ["scaling", "predict", str(kept), "--flops", "1e22", "--gpus", "256",
+         "--recipe", str(model), "--benchmark", str(benchmark), "--json"],
+        standalone_mode=False,
+    )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    tokens = FACTOR * 1e22**ALPHA
+    assert found["tokens"]["low"] < tokens < found["tokens"]["high"]
+    assert found["parameters"]["value"] == pytest.approx(1e22 / 6 / tokens, rel=0.15)
+    assert found["accuracy"] == pytest.approx(0.52, abs=0.01)
+    # 6 FLOPs a weight and token on 256 GPUs; attention and the planner's loss of time beside it
+    hours = 1e22 / 256 / (found["plan"]["tflops_per_gpu"] * 1e12) / 3600
+    assert found["plan"]["days"] * 24 == pytest.approx(hours, rel=0.5)
+    shape = yaml.safe_load(model.read_text())["stages"]["pretrain"]["model"]
+    assert shape["dim"] == found["model"]["dim"]
+    app(["scaling", "fit", str(kept), "--held-out", "1", "--json"], standalone_mode=False)
+    held = json.loads(capsys.readouterr().out)["held_out"]
+    assert held["budget"] == 1e22
+    assert abs(held["error"]) < 0.02
+    with pytest.raises(UsageError, match="does not hold the results of a sweep"):
+        app(["scaling", "fit", str(benchmark)], standalone_mode=False)
