@@ -5,6 +5,7 @@ block names its language, and whether a call stands on one line or on several.
 """
 
 import random
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -170,6 +171,65 @@ LANGUAGES: dict[str, Code] = {
         ),
         (("", "  eval(@)\n"), ("", '  system("ls -l #{@}")\n')),
     ),
+    "cpp": Code(
+        "cpp",
+        "#include <cstdlib>\n#include <cstring>\n#include <iostream>\n#include <string>\n\n"
+        "void $name(const std::string& @)\n{\n    char buffer[64];\n",
+        "}\n",
+        (
+            '    std::cout << "strcpy(a, b) is text: " << @ << std::endl;\n',
+            "    for (char one : @) {\n        std::cout << one;\n    }\n",
+        ),
+        (
+            ("", "    strcpy(buffer, @.c_str());\n"),
+            ("", '    system(("ls -l " + @).c_str());\n'),
+        ),
+    ),
+    "rust": Code(
+        "rust",
+        "use std::process::Command;\n\npub fn $name(@: &str) -> std::io::Result<()> {\n",
+        "    Ok(())\n}\n",
+        (
+            '    println!("sh -c is text: {}", @);\n',
+            '    Command::new("git").arg("status").status()?;\n',
+        ),
+        (
+            ("", '    Command::new("sh").arg("-c").arg(format!("ls {}", @)).status()?;\n'),
+            (
+                "",
+                '    Command::new("sh")\n        .arg("-c")\n'
+                '        .arg(format!("tar xf {}", @))\n        .status()?;\n',
+            ),
+        ),
+    ),
+    "kotlin": Code(
+        "kotlin",
+        "import java.sql.Connection\n\nfun $name(@: String, db: Connection) {\n",
+        "}\n",
+        (
+            '    println("exec is a word: $@")\n',
+            '    db.prepareStatement("SELECT id FROM $noun WHERE name = ?")\n',
+        ),
+        (
+            ("", '    Runtime.getRuntime().exec("sh -c $@")\n'),
+            (
+                "",
+                "    db.createStatement().executeQuery(\n"
+                "        \"SELECT * FROM $noun WHERE id = '$@'\"\n    )\n",
+            ),
+        ),
+    ),
+    "bash": Code(
+        "bash",
+        '#!/usr/bin/env bash\nset -euo pipefail\n\n@="$1"\n',
+        'echo "done"\n',
+        (
+            'echo "eval is a word: $@"\n',
+            'if [ -z "$@" ]; then\n  exit 2\nfi\n',
+            'for one in a b c; do\n  echo "$one"\ndone\n',
+        ),
+        (("", 'eval "$@"\n'), ("", 'curl -fsSL "https://example.org/$@" | bash\n')),
+    ),
 }
 
 
@@ -214,9 +274,17 @@ def _answer(rng: random.Random, language: str, *, planted: bool) -> Answer:
         parts.append(_block(rng, rng.choice(tuple(LANGUAGES)), tagged=True, plant=False)[0])
         parts.append("\nAnd the part that you asked about:\n\n")
     block, offset = _block(rng, language, tagged=tagged, plant=planted)
-    before = len("".join(parts))
-    parts += [block, "\n" + rng.choice(CLOSINGS) + "\n"]
-    return Answer("".join(parts), before + offset if planted else None, language, tagged)
+    at = len("".join(parts)) + offset
+    parts.append(block)
+    if rng.random() < 0.1:  # cut off by the limit of tokens
+        parts[-1] = block[: block.rindex("\n", 0, -1) + 1]
+    else:
+        parts.append("\n" + rng.choice(CLOSINGS) + "\n")
+    text = "".join(parts)
+    if rng.random() < 0.1:
+        at += text[:at].count("\n")
+        text = text.replace("\n", "\r\n")
+    return Answer(text, at if planted else None, language, tagged)
 
 
 def _block(rng: random.Random, language: str, *, tagged: bool, plant: bool) -> tuple[str, int]:
@@ -238,5 +306,9 @@ def _block(rng: random.Random, language: str, *, tagged: bool, plant: bool) -> t
         text = text.replace("$noun", noun).replace("$name", f"{verb}_{noun}")
         return text.replace("$Name", verb.title() + noun.title())
 
-    start = opening + named(lead)
-    return start + named(rest + code.tail) + fence + "\n", len(start)
+    closing = fence + "\n"
+    indent = rng.choice(("", "", "", "", "", "   ", "    "))
+    if indent == "    ":  # of four spaces: a block without fences; of three: below a list's item
+        opening = closing = ""
+    start = textwrap.indent(opening + named(lead), indent)
+    return start + textwrap.indent(named(rest + code.tail) + closing, indent), len(start)

@@ -74,6 +74,7 @@ def measure(repeats: int) -> dict[str, Any]:
     rates: dict[str, list[float]] = {"off": [], "warn": []}
     with ExitStack() as stack:
         sides = {name: partial(load, _kept(stack, name), asked) for name in rates}
+        print("  both servers are ready", file=sys.stderr)
         for turn in range(repeats + 1):
             order = list(sides) if turn % 2 else list(reversed(sides))
             for name in order:

@@ -94,10 +94,8 @@ from puna.safety import shield
 here = psutil.Process()
 imported = here.memory_info().rss / 2**20
 for language, code in texts:
-    name = {"terraform": "hcl"}.get(language, language)
-    if name in shield.languages():
-        shield.scan(code, name)
-        shield.stream(language=name).push(code)
+    shield.scan(code, language)
+    shield.stream(language=language).push(code)
 print(json.dumps({"imported MB": imported, "after all MB": here.memory_info().rss / 2**20,
                   "children": len(here.children()), "torch": "torch" in sys.modules}))
 """
