@@ -46,7 +46,7 @@ def shield(
     for path, reason in done.skipped.items():
         print(f"puna shield: {path} left out: {reason}", file=sys.stderr)
     _print(done, "json" if as_json else output)
-    if done.n_findings:
+    if not done.is_clean:
         raise typer.Exit(1)
 
 
@@ -68,6 +68,6 @@ def _print(done: "Scanned", output: Format) -> None:
         print(json.dumps(report.as_json(done.results, done.skipped)))
     elif output == "sarif":
         print(json.dumps(report.as_sarif(done.results), indent=2))
-    elif done.n_findings:
+    elif not done.is_clean:
         print(report.as_text(done.results))
         print(f"{done.n_findings} found in {len(done.results)} files", file=sys.stderr)

@@ -159,3 +159,10 @@ def test_random_bytes_do_no_harm(language: str) -> None:
     for _ in range(3):
         scan(bytes(rng.randrange(256) for _ in range(300)).decode("latin-1"), language)
         scan("".join(rng.choices("(){}[];,=+<>'\"ab \n$`|&", k=300)), language)
+
+
+def test_code_that_takes_too_long_is_not_called_clean() -> None:
+    for code, seconds in (("x = 1\n" * 10, 0.0), ("a<b>" * 3000, 10.0)):
+        result = scan(code, "typescript", seconds)
+        assert result.verdict == "warn"
+        assert "too long" in result.fault

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from puna.safety.shield import Policy, ShieldStream, scan_markdown
 from puna.safety.shield import engine as engine_module
-from puna.safety.shield.incremental import GrowingCode, ScanTimeout
+from puna.safety.shield.engine import ScanTimeout
+from puna.safety.shield.incremental import GrowingCode
 
 BLOCK = Policy(mode="block")
 
@@ -138,12 +139,23 @@ def test_a_scanner_that_fails_does_not_let_code_through(
     assert out == ("Text.\n```python\n" if mode == "block" else text)
 
 
-def test_parsing_that_takes_too_long_is_a_fault() -> None:
-    own = engine_module.engine("cpp")
-    code = GrowingCode(own, deadline_s=0.0)
-    code.feed("".join(random.Random(0).choices("(){}[];,=+<>ab \n", k=20_000)))
+@pytest.mark.parametrize(
+    "text",
+    ["".join(random.Random(0).choices("(){}[];,=+<>ab \n", k=20_000)), "x = 1;\n", "/*" * 2000],
+)
+def test_a_scan_that_takes_too_long_is_a_fault_and_the_next_line_is_read_again(text: str) -> None:
+    code = GrowingCode(engine_module.engine("typescript"), deadline_s=0.0)
+    code.feed(text)
     with pytest.raises(ScanTimeout):
         code.scan()
+    later = GrowingCode(engine_module.engine("python"), deadline_s=1.0)
+    later.feed("x = 1\n")
+    later._seconds = 0.0
+    with pytest.raises(ScanTimeout):
+        later.scan()
+    later._seconds = 1.0
+    later.feed("os.system(a)\n")
+    assert [hit.rule.cwe for hit in later.scan()] == [78]
 
 
 @pytest.mark.parametrize("mode", ["warn", "block"])

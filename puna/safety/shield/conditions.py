@@ -11,6 +11,7 @@
 | ``tainted`` | comes from a source that the language's file names |
 | ``name`` | is a plain variable |
 | ``array`` | is an array of fixed size, declared in the function (C, C++) |
+| ``fits`` | is a constant that the array in the first argument has room for (C, C++) |
 | ``unchecked`` | names a variable that was compared with nothing before, in the function |
 | ``after NAME`` | uses the variable of capture NAME, which got no new value in between |
 | ``/regex/`` | its source text holds this |
@@ -96,8 +97,8 @@ def _word(word: str) -> Test:
         return lambda place: (
             place.node is not None and of_value(place.values.of(place.node, place.safe))
         )
-    if word in {"array", "unchecked"}:
-        return _array if word == "array" else _unchecked
+    if word in _OF_C:
+        return _OF_C[word]
     if word.startswith("after "):
         return lambda place: _after(place, word[6:].strip())
     if len(word) > 2 and word[0] == "/" and word[-1] == "/":
@@ -137,6 +138,18 @@ def _unchecked(place: Place) -> bool:
         )
         for name in names
     )
+
+
+def _fits(place: Place) -> bool:
+    text = None if place.node is None else place.values.of(place.node, place.safe).text
+    target = place.node.parent.named_child(0) if place.node and place.node.parent else None
+    if text is None or target is None or not _NAME.match(name := text_of(target)):
+        return False
+    size = re.search(rf"\b{name}\s*\[\s*(\w+)\s*\]", place.values.before(target))
+    return size is not None and len(text) < (int(size[1]) if size[1].isdigit() else 32)
+
+
+_OF_C: dict[str, Test] = {"array": _array, "unchecked": _unchecked, "fits": _fits}
 
 
 def _after(place: Place, capture: str) -> bool:

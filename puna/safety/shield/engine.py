@@ -1,13 +1,14 @@
 """Finds what the rules of a language describe in a piece of its code."""
 
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
-from tree_sitter import Language, Node, Parser, Query, QueryCursor, Tree
+from tree_sitter import Language, Node, Parser, Point, Query, QueryCursor, Tree
 
 from puna.safety.shield import grammars, rules
 from puna.safety.shield.conditions import Place
@@ -25,6 +26,9 @@ _SLASHES = words("c js java csharp go kotlin swift rust")
 _PAGE = re.compile(r"</\w+>|<\w+ [^<>]*>")
 _PHP = re.compile(r"\$\w|->|::")
 _DOCSTRING_END = re.compile(r"^[ \t]*(\"\"\"|''')[ \t]*(?:$|[%.)])", re.M)
+_CHUNK = 4096
+_MOST_MATCHES = 1024
+"""Matches that a query may have begun and not ended; real code has at most a few hundred."""
 _SHORT = 8
 """Strings below this length are not taken apart."""
 
@@ -38,6 +42,26 @@ class Hit:
     end_line: int
     end_column: int
     rule: Rule
+
+
+class ScanTimeout(Exception):
+    """A scan took longer than it may."""
+
+
+class Deadline:
+    """A time by which a scan has to be done."""
+
+    def __init__(self, seconds: float = float("inf")) -> None:
+        self._end = time.perf_counter() + seconds
+
+    def is_past(self, *_: object) -> bool:
+        """Whether it is over; takes what tree-sitter's callbacks give."""
+        return time.perf_counter() > self._end
+
+    def check(self) -> None:
+        """Raise `ScanTimeout` when it is over."""
+        if self.is_past():
+            raise ScanTimeout
 
 
 class Engine:
@@ -73,6 +97,21 @@ class Engine:
     def parser(self) -> Parser:
         """A new parser of this language."""
         return Parser(self.parser_language)
+
+    @staticmethod
+    def parse(parser: Parser, data: bytes, deadline: Deadline, old: Tree | None = None) -> Tree:
+        """Parse, where it can from an older tree of the text; raises `ScanTimeout`."""
+
+        def read(at: int, _: Point) -> bytes:
+            return data[at : at + _CHUNK]
+
+        try:
+            if old is None:
+                return parser.parse(read, progress_callback=deadline.is_past)
+            return parser.parse(read, old, progress_callback=deadline.is_past)
+        except ValueError:
+            parser.reset()
+            raise ScanTimeout from None
 
 
 def _is_inside_php(code: str) -> bool:
@@ -132,16 +171,27 @@ class Scan:
     """One pass over a tree, or over the part of it that is new."""
 
     def __init__(
-        self, own: Engine, reader: Reader, tree: Tree, data: bytes, index: Index | None = None
+        self,
+        own: Engine,
+        reader: Reader,
+        tree: Tree,
+        data: bytes,
+        index: Index | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         """``index`` holds what earlier passes over the same growing text found."""
+        self._deadline = deadline or Deadline()
         self._engine, self._reader, self._data = own, reader, data
         self._root = tree.root_node
         self._index = index or Index(reader)
         self._values = Values(self._root, reader, self._index, own.rules.knowledge)
 
     def hits(self, start: int = 0, end: int | None = None) -> list[Hit]:
-        """What the rules find among nodes that touch these bytes, in order, each once."""
+        """What the rules find among nodes that touch these bytes, in order, each once.
+
+        Raises `ScanTimeout` when the deadline is over.
+        """
+        self._deadline.check()
         end = len(self._data) if end is None else end
         found = {self._hit(node, rule) for node, rule in self._found(start, end)}
         return sorted(found, key=lambda h: (h.line, h.column, h.rule.id))
@@ -178,10 +228,14 @@ class Scan:
         """The nodes that are facts, by kind."""
         if self._engine.facts is None:
             return {}
-        return self._cursor(self._engine.facts, start, end).captures(self._root)
+        cursor = self._cursor(self._engine.facts, start, end)
+        captures = cursor.captures(self._root)
+        _check_limit(cursor)
+        return captures
 
     def _cursor(self, query: Query, start: int, end: int) -> QueryCursor:
         cursor = QueryCursor(query)
+        cursor.match_limit = _MOST_MATCHES
         if (start, end) != (0, len(self._data)):
             cursor.set_byte_range(start, end)
         return cursor
@@ -190,6 +244,7 @@ class Scan:
         by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
         reader = self._reader
         for node in nodes:
+            self._deadline.check()
             patterns = by_last.get(reader.last(node))
             if not patterns and not others:
                 continue
@@ -247,6 +302,7 @@ class Scan:
     def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         kinds = self._engine.grammar.concats | self._engine.grammar.interpolated
         for node in nodes:
+            self._deadline.check()
             operator = node.child_by_field_name("operator")
             if node.end_byte - node.start_byte < _SHORT or (
                 operator is not None and operator.type not in self._engine.grammar.operators
@@ -277,6 +333,7 @@ class Scan:
             assert pattern.expression is not None
             if not may_match(pattern.needles, lowered):
                 continue
+            self._deadline.check()
             for found in pattern.expression.finditer(text):
                 at = start + len(text[: found.start()].encode())
                 stop = at + max(1, len(found[0].encode()))
@@ -293,7 +350,10 @@ class Scan:
     def _queries(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
         assert self._engine.raw is not None
         cursor = self._cursor(self._engine.raw, start, end)
-        for index, captures in cursor.matches(self._root):
+        matches = cursor.matches(self._root)
+        _check_limit(cursor)
+        for index, captures in matches:
+            self._deadline.check()
             pattern = self._engine.raw_owner[index]
             node = captures.get("hit", [None])[0] or next(iter(captures.values()))[0]
             fits = all(test(self._place_of(captures, key, pattern)) for key, test in pattern.where)
@@ -367,6 +427,12 @@ class Scan:
                 return True
             at = at.parent
         return False
+
+
+def _check_limit(cursor: QueryCursor) -> None:
+    """Raise `ScanTimeout` where a query was broken off: some texts take it quadratic time."""
+    if cursor.did_exceed_match_limit:
+        raise ScanTimeout
 
 
 def _argument(call: Call, key: str) -> Node | None:

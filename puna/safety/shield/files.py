@@ -30,6 +30,11 @@ class Scanned:
         """Findings in all files."""
         return sum(len(result.findings) for result in self.results.values())
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether all that was scanned is allowed."""
+        return all(result.verdict == "allow" for result in self.results.values())
+
 
 def scan_paths(paths: Iterable[Path], language: str | None = None) -> Scanned:
     """Scan files, and folders with all below them.

@@ -1,30 +1,24 @@
 """Code that grows: parsed and scanned only where it is new."""
 
-import time
 from copy import copy
 
 from tree_sitter import Point, Tree
 
-from puna.safety.shield.engine import Engine, Hit, Scan
+from puna.safety.shield.engine import Deadline, Engine, Hit, Scan, ScanTimeout
 from puna.safety.shield.lines import LogicalLines
 from puna.safety.shield.tree import Reader
 from puna.safety.shield.values import Index
 
-_CHUNK = 4096
 CODE_BYTES = 65_536
 """What is kept of a long piece of code as context; after that it starts anew."""
-
-
-class ScanTimeout(Exception):
-    """Parsing took longer than it may."""
 
 
 class GrowingCode:
     """One piece of code in one language, logical line by logical line."""
 
     def __init__(self, own: Engine, deadline_s: float) -> None:
-        """``deadline_s`` is the longest that one line may take to parse."""
-        self._engine, self._deadline = own, deadline_s
+        """``deadline_s`` is the longest that one logical line may take."""
+        self._engine, self._seconds = own, deadline_s
         self._parser = own.parser()
         self._start_anew()
 
@@ -36,6 +30,8 @@ class GrowingCode:
         self._tree: Tree | None = None
         self._unit = ""
         self._seen: set[Hit] = set()
+        self.shift = 0
+        """Characters put before the first line to make it parse."""
 
     @property
     def pending(self) -> str:
@@ -48,10 +44,24 @@ class GrowingCode:
         return self._lines.feed(line)
 
     def scan(self) -> list[Hit]:
-        """What is new in the lines taken since the last scan; raises `ScanTimeout`."""
+        """What is new in the lines taken since the last scan.
+
+        Raises `ScanTimeout` when it takes too long; what follows is then read without what was.
+        """
+        try:
+            new = self._scan(Deadline(self._seconds))
+        except ScanTimeout:
+            self._start_anew()
+            raise
+        if len(self._data) > CODE_BYTES:
+            self._start_anew()
+        return new
+
+    def _scan(self, deadline: Deadline) -> list[Hit]:
         unit, self._unit = self._unit, ""
         if not self._data:
             self._data = self._engine.opening(unit)
+            self.shift = len(self._data)
         old, start = self._data, len(self._data)
         self._data = old + unit.encode("utf-8", "replace")
         closers = self._lines.closers.encode()
@@ -68,33 +78,12 @@ class GrowingCode:
                 _after(at, text[start:]),
             )
         self._closers = closers
-        self._tree = self._parse(text)
-        hits = Scan(self._engine, self._reader, self._tree, text, self._index).hits(
-            start, len(self._data)
-        )
+        self._tree = self._engine.parse(self._parser, text, deadline, self._tree)
+        scan = Scan(self._engine, self._reader, self._tree, text, self._index, deadline)
+        hits = scan.hits(start, len(self._data))
         new = [hit for hit in hits if hit not in self._seen]
         self._seen.update(new)
-        if len(self._data) > CODE_BYTES:
-            self._start_anew()
         return new
-
-    def _parse(self, text: bytes) -> Tree:
-        end = time.perf_counter() + self._deadline
-
-        def read(at: int, _: Point) -> bytes:
-            return text[at : at + _CHUNK]
-
-        def is_late(*_: object) -> bool:
-            return time.perf_counter() > end
-
-        try:
-            if self._tree is None:
-                return self._parser.parse(read, progress_callback=is_late)
-            return self._parser.parse(read, self._tree, progress_callback=is_late)
-        except ValueError:
-            self._parser.reset()
-            self._tree = None
-            raise ScanTimeout from None
 
 
 def _point(data: bytes) -> Point:

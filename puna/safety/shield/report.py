@@ -16,6 +16,8 @@ def as_text(results: Mapping[str, Result]) -> str:
     """A line for each finding, as compilers write them, and what to do below it."""
     lines = []
     for path, result in results.items():
+        if result.fault:
+            lines.append(f"{path}: not judged: {result.fault}")
         for one in result.findings:
             place = f"{path}:{one.line}:{one.column}"
             lines.append(f"{place}: {one.severity}: {one.message} [{one.cwe}, {one.rule}]")
@@ -25,7 +27,10 @@ def as_text(results: Mapping[str, Result]) -> str:
 
 def as_json(results: Mapping[str, Result], skipped: Mapping[str, str]) -> dict[str, Any]:
     """One object: ``verdict``, ``files`` with their findings, ``skipped`` with the reason."""
-    everything = Result(tuple(one for result in results.values() for one in result.findings))
+    everything = Result(
+        tuple(one for result in results.values() for one in result.findings),
+        next((result.fault for result in results.values() if result.fault), ""),
+    )
     return {
         "verdict": everything.verdict,
         "findings": len(everything.findings),
@@ -33,6 +38,7 @@ def as_json(results: Mapping[str, Result], skipped: Mapping[str, str]) -> dict[s
             {
                 "path": path,
                 "verdict": result.verdict,
+                "fault": result.fault,
                 "findings": [one.as_dict() for one in result.findings],
             }
             for path, result in results.items()

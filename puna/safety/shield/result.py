@@ -42,9 +42,14 @@ class Result:
     """What a scan found."""
 
     findings: tuple[Finding, ...] = ()
+    fault: str = ""
+    """Why the code was not judged as a whole; empty when it was."""
 
     @property
     def verdict(self) -> Decision:
-        """``block`` for a finding of high severity, ``warn`` for any other, ``allow`` for none."""
+        """``block`` for a finding of high severity, ``warn`` for any other, ``allow`` for none.
+
+        Code that was not judged is never allowed: a fault counts as a ``warn``.
+        """
         decisions = {_DECISIONS[finding.severity] for finding in self.findings}
-        return "block" if "block" in decisions else "warn" if decisions else "allow"
+        return "block" if "block" in decisions else "warn" if decisions or self.fault else "allow"

@@ -3,7 +3,7 @@
 from puna.core.errors import UsageError
 from puna.safety.shield import rules
 from puna.safety.shield.blocks import find_blocks
-from puna.safety.shield.engine import Hit, Scan, engine
+from puna.safety.shield.engine import Deadline, Hit, Scan, ScanTimeout, engine
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
 from puna.safety.shield.tree import Reader
@@ -31,19 +31,22 @@ def known_language(name: str) -> str:
     return language
 
 
-def scan(code: str, language: str) -> Result:
+def scan(code: str, language: str, seconds: float = 10.0) -> Result:
     """Findings in a whole piece of code; raises `UsageError` for an unknown language.
 
     Args:
         code: a file, a function or a part of one; what does not parse is read as well as it can be.
         language: its name, tag or suffix.
+        seconds: longest time to take; code that takes longer has the result's ``fault``.
     """
     own = engine(known_language(language))
-    opening = own.opening(code)
+    opening, deadline = own.opening(code), Deadline(seconds)
     data = opening + code.encode("utf-8", "replace")
-    reader = Reader(own.grammar)
-    tree = own.parser().parse(data)
-    hits = Scan(own, reader, tree, data).hits()
+    try:
+        tree = own.parse(own.parser(), data, deadline)
+        hits = Scan(own, Reader(own.grammar), tree, data, deadline=deadline).hits()
+    except ScanTimeout:
+        return Result(fault="the code takes too long to judge")
     return Result(tuple(finding(hit, own.language, shift=len(opening)) for hit in hits))
 
 
@@ -67,13 +70,15 @@ def scan_unknown(code: str) -> Result:
 def scan_markdown(text: str) -> Result:
     """Findings in the code of an answer, fenced or not; their lines are those of the answer."""
     found: list[Finding] = []
+    fault = ""
     for block in find_blocks(text):
         if block.language in rules.languages():
-            inside = scan(block.code, block.language).findings
+            inside = scan(block.code, block.language)
         else:
-            inside = () if block.language else scan_unknown(block.code).findings
-        found += [one.moved(block.first_line - 1) for one in inside]
-    return Result(tuple(found))
+            inside = Result() if block.language else scan_unknown(block.code)
+        found += [one.moved(block.first_line - 1) for one in inside.findings]
+        fault = fault or inside.fault
+    return Result(tuple(found), fault)
 
 
 def finding(hit: Hit, language: str, shift: int = 0) -> Finding:

@@ -10,8 +10,8 @@ from typing import Literal
 from puna.safety.safeguard import Decision, Verdict
 from puna.safety.shield import rules
 from puna.safety.shield.blocks import BlockFinder, Line
-from puna.safety.shield.engine import engine
-from puna.safety.shield.incremental import GrowingCode, ScanTimeout
+from puna.safety.shield.engine import ScanTimeout, engine
+from puna.safety.shield.incremental import GrowingCode
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.scanner import finding, scan_unknown
 
@@ -186,7 +186,8 @@ class ShieldStream:
     def _found(self) -> list[Finding]:
         """What is new in the lines that are held; their place is that in the piece of code."""
         if self._code is not None:
-            return [finding(hit, self._piece_language) for hit in self._code.scan()]
+            hits = self._code.scan()
+            return [finding(hit, self._piece_language, self._code.shift) for hit in hits]
         if self._piece_language:
             return []
         if len(self._piece_text) > _UNKNOWN_CHARACTERS:
