@@ -4,8 +4,9 @@ from copy import copy
 
 from tree_sitter import Point, Tree
 
-from puna.safety.shield.engine import Deadline, Engine, Hit, Scan, ScanTimeout
+from puna.safety.shield.engine import Deadline, Engine, ScanTimeout
 from puna.safety.shield.lines import LogicalLines
+from puna.safety.shield.matching import Hit, Scan
 from puna.safety.shield.tree import Reader
 from puna.safety.shield.values import Index
 

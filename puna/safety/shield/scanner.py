@@ -3,7 +3,8 @@
 from puna.core.errors import UsageError
 from puna.safety.shield import rules
 from puna.safety.shield.blocks import find_blocks
-from puna.safety.shield.engine import Deadline, Hit, Scan, ScanTimeout, engine
+from puna.safety.shield.engine import Deadline, ScanTimeout, engine
+from puna.safety.shield.matching import Hit, Scan
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
 from puna.safety.shield.tree import Reader

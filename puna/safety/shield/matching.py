@@ -1,0 +1,345 @@
+"""Finds what the rules of a language describe in a piece of its code."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tree_sitter import Node, Query, QueryCursor, Tree
+
+from puna.safety.shield.conditions import Place
+from puna.safety.shield.engine import Deadline, Engine, ScanTimeout
+from puna.safety.shield.imports import aliases_of
+from puna.safety.shield.needles import may_match
+from puna.safety.shield.rules import Pattern, Rule
+from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
+from puna.safety.shield.values import LOOK_BACK, Index, Values
+
+_BLOCKS = (
+    "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
+)  # fmt: skip
+_MOST_MATCHES = 1024
+"""Matches that a query may have begun and not ended; real code has at most a few hundred."""
+_SHORT = 8
+"""Strings below this length are not taken apart."""
+
+
+@dataclass(frozen=True, order=True)
+class Hit:
+    """A rule found at a place; lines and columns, in characters, count from 0."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    rule: Rule
+
+
+class Scan:
+    """One pass over a tree, or over the part of it that is new."""
+
+    def __init__(
+        self,
+        own: Engine,
+        reader: Reader,
+        tree: Tree,
+        data: bytes,
+        index: Index | None = None,
+        deadline: Deadline | None = None,
+    ) -> None:
+        """``index`` holds what earlier passes over the same growing text found."""
+        self._deadline = deadline or Deadline()
+        self._engine, self._reader, self._data = own, reader, data
+        self._root = tree.root_node
+        self._index = index or Index(reader)
+        self._values = Values(self._root, reader, self._index, own.rules.knowledge)
+
+    def hits(self, start: int = 0, end: int | None = None) -> list[Hit]:
+        """What the rules find among nodes that touch these bytes, in order, each once.
+
+        Raises `ScanTimeout` when the deadline is over.
+        """
+        self._deadline.check()
+        end = len(self._data) if end is None else end
+        found = {self._hit(node, rule) for node, rule in self._found(start, end)}
+        return sorted(found, key=lambda h: (h.line, h.column, h.rule.id))
+
+    def _hit(self, node: Node, rule: Rule) -> Hit:
+        (line, column), (end_line, end_column) = node.start_point, node.end_point
+        return Hit(
+            line,
+            self._characters(node.start_byte, column),
+            end_line,
+            self._characters(node.end_byte, end_column),
+            rule,
+        )
+
+    def _characters(self, at: int, n_bytes: int) -> int:
+        """How many characters the bytes before a place are."""
+        return len(self._data[at - n_bytes : at].decode("utf-8", "replace"))
+
+    def _found(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
+        captures = self._captures(start, end)
+        for node in captures.get("import", ()):
+            self._reader.aliases.update(aliases_of(self._engine.language, node))
+        self._index.add(captures.get("set", []), captures.get("function", []))
+        yield from self._calls(captures.get("call", ()))
+        yield from self._sets(captures.get("set", ()))
+        if self._engine.rules.built:
+            yield from self._built(captures.get("built", ()))
+            yield from self._built(self._builders(captures.get("call", ())))
+        yield from self._texts(start, end)
+        if self._engine.raw_owner:
+            yield from self._queries(start, end)
+
+    def _captures(self, start: int, end: int) -> dict[str, list[Node]]:
+        """The nodes that are facts, by kind."""
+        if self._engine.facts is None:
+            return {}
+        cursor = self._cursor(self._engine.facts, start, end)
+        captures = cursor.captures(self._root)
+        _check_limit(cursor)
+        return captures
+
+    def _cursor(self, query: Query, start: int, end: int) -> QueryCursor:
+        cursor = QueryCursor(query)
+        cursor.match_limit = _MOST_MATCHES
+        if (start, end) != (0, len(self._data)):
+            cursor.set_byte_range(start, end)
+        return cursor
+
+    def _calls(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+        by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
+        reader = self._reader
+        for node in nodes:
+            self._deadline.check()
+            patterns = by_last.get(reader.last(node))
+            if not patterns and not others:
+                continue
+            name, call = reader.callee(node), None
+            for pattern in [*(patterns or ()), *others]:
+                if not self._named(pattern, name):
+                    continue
+                call = call or reader.call(node)
+                if self._call_fits(pattern, call):
+                    yield node, pattern.rule
+
+    @staticmethod
+    def _named(pattern: Pattern, name: str) -> bool:
+        if pattern.names is not None:
+            return pattern.names.match(name)
+        return pattern.expression is not None and pattern.expression.search(name) is not None
+
+    def _call_fits(self, pattern: Pattern, call: Call) -> bool:
+        for key, test in pattern.args:
+            if key in {"any", "some"} or key.endswith("+"):
+                first = int(key[:-1]) if key.endswith("+") else 0
+                chosen = [*call.positional[first:], *call.keywords.values()]
+                if not any(test(Place(node, self._values, pattern.safe)) for node in chosen):
+                    return False
+            elif not test(Place(_argument(call, key), self._values, pattern.safe)):
+                return False
+        return self._place_fits(pattern, call.node)
+
+    def _sets(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+        by_last, others = self._engine.rules.sets, self._engine.rules.set_expressions
+        if not by_last and not others:
+            return
+        for node in nodes:
+            for name, value in self._reader.targets(node):
+                patterns = by_last.get(name.rpartition(".")[2], ())
+                for pattern in [*patterns, *others]:
+                    if (
+                        self._named(pattern, name)
+                        and self._value_fits(pattern, value)
+                        and self._place_fits(pattern, node)
+                    ):
+                        yield node, pattern.rule
+
+    def _value_fits(self, pattern: Pattern, node: Node) -> bool:
+        return pattern.value is None or pattern.value(Place(node, self._values, pattern.safe))
+
+    def _builders(self, nodes: Iterable[Node]) -> Iterator[Node]:
+        """Calls that make a string of their arguments."""
+        builders = self._engine.rules.knowledge.builders
+        lasts = frozenset(builders.lasts())
+        for node in nodes:
+            if self._reader.last(node) in lasts and builders.match(self._reader.callee(node)):
+                yield node
+
+    def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+        kinds = self._engine.grammar.concats | self._engine.grammar.interpolated
+        for node in nodes:
+            self._deadline.check()
+            operator = node.child_by_field_name("operator")
+            if node.end_byte - node.start_byte < _SHORT or (
+                operator is not None and operator.type not in self._engine.grammar.operators
+            ):
+                continue
+            parent = node.parent
+            if parent is not None and parent.type in kinds:
+                continue
+            for pattern in self._engine.rules.built:
+                value = self._values.of(node, pattern.safe)
+                if (
+                    value.built
+                    and value.text is not None
+                    and pattern.expression is not None
+                    and pattern.expression.search(value.text)
+                    and self._value_fits(pattern, node)
+                    and self._place_fits(pattern, node)
+                ):
+                    yield node, pattern.rule
+
+    def _texts(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
+        own = self._engine.rules
+        if not own.texts and not own.strings:
+            return
+        text = self._data[start:end].decode("utf-8", "replace")
+        lowered = text.lower()
+        for pattern in [*own.texts, *own.strings]:
+            assert pattern.expression is not None
+            if not may_match(pattern.needles, lowered):
+                continue
+            self._deadline.check()
+            for found in pattern.expression.finditer(text):
+                at = start + len(text[: found.start()].encode())
+                stop = at + max(1, len(found[0].encode()))
+                node = self._root.descendant_for_byte_range(at, stop) or self._root
+                if pattern in own.strings and not _in_string(node):
+                    continue
+                if not pattern.comments and is_comment(node.type):
+                    continue
+                node = self._root.descendant_for_byte_range(at, at + 1) or node
+                if self._place_fits(pattern, node):
+                    yield node, pattern.rule
+                    break
+
+    def _queries(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
+        assert self._engine.raw is not None
+        cursor = self._cursor(self._engine.raw, start, end)
+        matches = cursor.matches(self._root)
+        _check_limit(cursor)
+        for index, captures in matches:
+            self._deadline.check()
+            pattern = self._engine.raw_owner[index]
+            node = captures.get("hit", [None])[0] or next(iter(captures.values()))[0]
+            fits = all(test(self._place_of(captures, key, pattern)) for key, test in pattern.where)
+            if fits and self._place_fits(pattern, node):
+                yield node, pattern.rule
+
+    def _place_of(self, captures: dict[str, list[Node]], key: str, pattern: Pattern) -> Place:
+        nodes = captures.get(key)
+        return Place(nodes[0] if nodes else None, self._values, pattern.safe, captures)
+
+    # Where a fact stands: what receives it, what is around it, what was written before it.
+
+    def _place_fits(self, pattern: Pattern, node: Node) -> bool:
+        if pattern.unused is not None and pattern.unused != _is_statement(node):
+            return False
+        if pattern.loop is not None and pattern.loop != self._in_loop(node):
+            return False
+        for place, expression in pattern.places:
+            wanted = not place.startswith("not_")
+            text = self._place(place.removeprefix("not_"), node)
+            if (expression.search(text) is not None) != wanted:
+                return False
+        return True
+
+    def _place(self, place: str, node: Node) -> str:
+        if place == "result":
+            return self._result(node)
+        if place == "statement":
+            return text_of(_statement(node))
+        if place == "inside":
+            return self._heads(node)
+        start = 0
+        if place == "function" and (around := self._values.function(node.start_byte)):
+            start = around.start_byte
+        start = max(start, node.end_byte - LOOK_BACK)
+        return self._data[start : node.end_byte].decode("utf-8", "replace")
+
+    def _result(self, node: Node) -> str:
+        """Names that the value goes to: variables, keywords, and the function around it."""
+        names, at = [], node
+        for _ in range(12):
+            parent = at.parent
+            if parent is None:
+                break
+            if parent.type in self._engine.grammar.sets:
+                names += [name for name, _ in self._reader.targets(parent)]
+            at = parent
+            if at.type.endswith(("block", "_statement", "body")) and names:
+                break
+        around = self._values.function(node.start_byte)
+        around = around and (around.child_by_field_name("definition") or around)
+        name = (
+            around.child_by_field_name("name") or around.child_by_field_name("declarator")
+            if (around)
+            else None
+        )
+        return " ".join([*names, text_of(name).partition("(")[0] if name else ""])
+
+    def _heads(self, node: Node) -> str:
+        """First lines of everything around a node, innermost first."""
+        heads, at = [], node.parent
+        while at is not None and at.parent is not None:
+            heads.append(text_of(at).partition("\n")[0])
+            at = at.parent
+        return "\n".join(dict.fromkeys(heads))
+
+    def _in_loop(self, node: Node) -> bool:
+        at, grammar = node.parent, self._engine.grammar
+        while at is not None and at.type not in grammar.functions:
+            if at.type in grammar.loops:
+                return True
+            at = at.parent
+        return False
+
+
+def _check_limit(cursor: QueryCursor) -> None:
+    """Raise `ScanTimeout` where a query was broken off: some texts take it quadratic time."""
+    if cursor.did_exceed_match_limit:
+        raise ScanTimeout
+
+
+def _argument(call: Call, key: str) -> Node | None:
+    for one in key.split("|"):
+        if one == "receiver":
+            return call.receiver
+        if one.lstrip("-").isdigit():
+            at = int(one)
+            if -len(call.positional) <= at < len(call.positional):
+                return call.positional[at]
+        elif one in call.keywords:
+            return call.keywords[one]
+    return None
+
+
+def _in_string(node: Node) -> bool:
+    at: Node | None = node
+    for _ in range(4):
+        if at is None:
+            return False
+        if at.type in STRINGS:
+            return True
+        at = at.parent
+    return False
+
+
+def _statement(node: Node) -> Node:
+    at = node
+    while at.parent is not None and not (
+        at.type.endswith(("_statement", "declaration", "definition", "_item"))
+        or (at.parent.type.endswith(_BLOCKS) and "argument" not in at.parent.type)
+    ):
+        at = at.parent
+    return at
+
+
+def _is_statement(node: Node) -> bool:
+    """Whether the value of an expression is thrown away."""
+    parent = node.parent
+    if parent is None:
+        return True
+    if parent.type in {"await_expression", "await", "expression_statement"}:
+        return parent.type == "expression_statement" or _is_statement(parent)
+    return parent.type.endswith(_BLOCKS)
