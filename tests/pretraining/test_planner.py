@@ -12,6 +12,7 @@ from puna.core.errors import UsageError
 from puna.model import LlamaConfig, llama_config
 from puna.model.config import published_size
 from puna.parallel import Layout
+from puna.pretraining.planner import hardware as of_hardware
 from puna.pretraining.planner.failures import best_interval, effective, fraction
 from puna.pretraining.planner.hardware import hardware
 from puna.pretraining.planner.job import Job
@@ -208,6 +209,18 @@ def test_a_table_of_ones_own_adds_gpus_and_prices(
     table.write_text(json.dumps({"ours": row | {"watts": 700}}))
     with pytest.raises(UsageError, match=r"ours\.yaml: ours: unknown key 'watts'"):
         hardware("ours", table)
+
+
+def test_this_machine_is_measured_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_hardware, "peak_flops", lambda *_: 3e12)
+    monkeypatch.setattr(of_hardware, "memory_bandwidth", lambda *_: 4e10)
+    here = hardware("cpu")
+    assert (here.bf16_tflops, here.gemm_fraction, here.memory_gbps) == (3, 1, 40)
+    assert here.source == "measured here"
+    small = Wish(llama_config("llama3.2-1b"), here, 1, 1024, 4096)
+    best = search(small).best
+    # no faster than all of its products at the measured speed
+    assert best.times.total > 6 * 0.97e9 * 4096 / 3e12
 
 
 def test_a_recipe_is_said_to_fit_or_not_before_anything_starts(
