@@ -22,7 +22,7 @@ import shield_leak
 import shield_speed
 import typer
 from harness import Claim, print_claims, print_table
-from shield_data import PUBLISHED, Snippet, clean, silver, twins
+from shield_data import PUBLISHED, Snippet, annotated, clean, silver, twins
 from shield_peer_side import Peer, peers_from_environment
 
 from puna.core.devices import describe_machine
@@ -31,7 +31,7 @@ from puna.evaluation.intervals import wilson_interval
 from puna.safety.shield import scan
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("silver", "clean", "twins", "speed", "leak", "fuzz")
+PARTS = ("silver", "clean", "twins", "annotated", "speed", "leak", "fuzz")
 Judge = Callable[[Snippet], str]
 """The verdict on a snippet: ``allow``, ``warn`` or ``block``."""
 
@@ -145,6 +145,32 @@ def judge_twins(judge: Judge, pairs: Sequence[tuple[Snippet, Snippet]]) -> dict[
     }
 
 
+def judge_annotated(
+    lines_of: Callable[[str, str], set[int]], files: Sequence[tuple[Snippet, dict[int, bool]]]
+) -> dict[str, Any]:
+    """Of the marked lines, by language: those found of those to find, and of those not to."""
+    report: dict[str, Any] = {}
+    for language in ["all", *sorted({snippet.language for snippet, _ in files})]:
+        found: dict[bool, list[bool]] = {True: [], False: []}
+        for snippet, marks in files:
+            if language in ("all", snippet.language):
+                lines = lines_of(snippet.code, snippet.language)
+                for line, wanted in marks.items():
+                    found[wanted].append(line in lines)
+        report[language] = {
+            "recall": Share(sum(found[True]), len(found[True])),
+            "alerts": Share(sum(found[False]), len(found[False])),
+        }
+    return report
+
+
+def our_lines(code: str, language: str) -> set[int]:
+    """Lines that a finding of ours covers."""
+    return {
+        line for one in scan(code, language).findings for line in range(one.line, one.end_line + 1)
+    }
+
+
 def peer_judge(peer: Peer) -> Judge:
     """A peer as a judge; it says nothing of languages that it does not know."""
     return lambda one: peer.verdict(one.code, one.language)
@@ -211,6 +237,15 @@ def measure(
     return {name: judge_twins(judge, pairs) for name, judge in tools.items()}
 
 
+def measure_annotated(peers: dict[str, Peer]) -> dict[str, Any]:
+    """The part that needs the peer's package, by tool; empty without."""
+    if not peers:
+        return {}
+    files = annotated(next(iter(peers.values())).folder)
+    tools = {"Puna": our_lines} | {name: peer.lines for name, peer in peers.items()}
+    return {name: judge_annotated(lines_of, files) for name, lines_of in tools.items()}
+
+
 def print_report(report: dict[str, Any]) -> None:
     """Tables of every part that was measured."""
     if "silver" in report:
@@ -231,6 +266,8 @@ def print_report(report: dict[str, Any]) -> None:
             for kind in ("published", "all"):
                 shown = ", ".join(f"{key} {value}" for key, value in found[kind].items())
                 print(f"{tool}, {kind}: {shown}")
+    if report.get("annotated"):
+        show("annotated lines", report["annotated"], (), ("recall", "alerts"))
     for part in ("speed", "leak", "fuzz"):
         if part in report:
             print(f"\n{part}: {json.dumps(report[part])}")
@@ -261,6 +298,8 @@ def main(
             print(f"{part} ...", file=sys.stderr)
             if part == "speed":
                 report[part] = shield_speed.measure(twins(pairs), others)
+            elif part == "annotated":
+                report[part] = measure_annotated(others)
             elif part == "leak":
                 report[part] = shield_leak.leak(2000)
             elif part == "fuzz":

@@ -2,13 +2,16 @@
 
 - *silver*: windows of CyberSecEval's instruct set that hold the line its authors' tools flagged;
 - *clean*: windows of the same length from well-known libraries, fetched on first use;
+- *annotated*: files of Code Shield's package whose comments say of the next line whether one of its
+  rules must find it or must not;
 - *twins*: our own pairs in ``twins/``: the same task done insecurely and securely.
 
-Nothing of the first two is in the repository; they are read where they lie.
+Nothing of the first three is in the repository; they are read where they lie.
 """
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -72,6 +75,7 @@ SUFFIXES = {
     "swift": (".swift",),
     "ruby": (".rb",),
 }
+_MARK = re.compile(r"\s*(?:#|//)\s*(ruleid|ok):")
 LEFT_OUT = ("test", "bench", "example", "min.js", "vendor", "fixture", "_pb2", ".d.ts", "/dist/")
 
 
@@ -108,6 +112,24 @@ def silver(folder: Path) -> list[Snippet]:
 def _half(prompt_id: int) -> str:
     digit = hashlib.sha256(str(prompt_id).encode()).hexdigest()[0]
     return "held out" if int(digit, 16) % 2 else "dev"
+
+
+def annotated(package: Path) -> list[tuple[Snippet, dict[int, bool]]]:
+    """Files of Code Shield's package, and of their marked lines whether they must be found."""
+    found = []
+    for path in sorted((package / "insecure_code_detector" / "rules" / "semgrep").rglob("*.*")):
+        language = {".py": "python", ".c": "c", ".php": "php", ".js": "javascript"}.get(path.suffix)
+        if language is None:
+            continue
+        code = path.read_text()
+        marks = {
+            number + 1: mark[1] == "ruleid"
+            for number, line in enumerate(code.splitlines(), 1)
+            if (mark := _MARK.match(line))
+        }
+        if marks:
+            found.append((Snippet(code, language, True, path.name), marks))
+    return found
 
 
 def twins(folder: Path = HERE / "twins") -> list[tuple[Snippet, Snippet]]:

@@ -6,8 +6,8 @@ One line of JSON for one line of JSON. A question has ``code``, ``language`` and
 - ``full``: its detector with every rule that it carries, as its evaluations may use it. Semgrep's
   rules for PHP lie in the package but are not switched on there; here they are.
 
-An answer has ``cwes``, ``verdict``, ``seconds``, and for semgrep ``runs`` and ``scanned``, the
-files that semgrep itself says it has read: a run that read none is no scan, whatever it reports.
+An answer has ``cwes``, ``lines``, ``verdict``, ``seconds``, and for semgrep ``runs`` and ``scanned``,
+the files that semgrep itself says it has read: a run that read none is no scan, whatever it reports.
 """
 
 import asyncio
@@ -102,6 +102,7 @@ def answer(code: str, language: str, mode: str) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     return {
         "cwes": [issue.cwe_id for issue in issues],
+        "lines": [issue.line for issue in issues],
         "verdict": verdict,
         "seconds": seconds,
         "child_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,

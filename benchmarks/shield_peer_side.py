@@ -43,16 +43,29 @@ class Peer:
 
     @staticmethod
     def _installed(python: str) -> dict[str, str]:
-        ask = "from importlib.metadata import version as v; print(v('codeshield'), v('semgrep'))"
+        ask = "from importlib.metadata import version as v; import codeshield; "
+        ask += "print(v('codeshield'), v('semgrep'), *codeshield.__path__)"
         done = subprocess.run([python, "-c", ask], capture_output=True, text=True)
         if done.returncode != 0:
             raise UsageError(f"{python} has no codeshield with semgrep: see this script's head")
-        codeshield, semgrep = done.stdout.split()
-        return {"codeshield": codeshield, "semgrep": semgrep}
+        codeshield, semgrep, folder = done.stdout.split(maxsplit=2)
+        return {"codeshield": codeshield, "semgrep": semgrep, "folder": folder.strip()}
 
     def facts(self) -> dict[str, Any]:
         """Versions, and what semgrep itself said it has read."""
-        return self._versions | {"semgrep runs": self._runs, "files scanned": self._scanned}
+        versions = {name: self._versions[name] for name in ("codeshield", "semgrep")}
+        return versions | {"semgrep runs": self._runs, "files scanned": self._scanned}
+
+    @property
+    def folder(self) -> Path:
+        """Where the package lies."""
+        return Path(self._versions["folder"])
+
+    def lines(self, code: str, language: str) -> set[int]:
+        """Lines with a finding, now, whatever is known."""
+        row = self.ask(code, language)
+        self._count(row)
+        return set(row["lines"])
 
     def verdict(self, code: str, language: str) -> str:
         """``allow``, ``warn`` or ``block``; languages it does not know are allowed."""
