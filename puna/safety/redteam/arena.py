@@ -143,7 +143,7 @@ class Arena:
         return Outcome(tuple(sent), reply, verdicts, seed)
 
     async def written(self, messages: Sequence[Message], salt: object) -> str:
-        """What the attacker model writes; it may be cut, it is never empty of meaning to us."""
+        """What the attacker model writes; the end may be cut off."""
         assert self.cast.attacker is not None, "the plan leaves out attacks without an attacker"
         seed = stable_seed(self.trial.draw, "attacker", salt) % 2**31
         sampling = Sampling(max_new_tokens=_ATTACKER_TOKENS, temperature=1.0, top_p=0.95, seed=seed)
