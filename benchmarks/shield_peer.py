@@ -6,8 +6,9 @@ One line of JSON for one line of JSON. A question has ``code``, ``language`` and
 - ``full``: its detector with every rule that it carries, as its evaluations may use it. Semgrep's
   rules for PHP lie in the package but are not switched on there; here they are.
 
-An answer has ``cwes``, ``lines``, ``verdict``, ``seconds``, and for semgrep ``runs`` and ``scanned``,
-the files that semgrep itself says it has read: a run that read none is no scan, whatever it reports.
+An answer has ``cwes``, ``lines``, ``verdict``, ``seconds``, and for semgrep ``runs`` and
+``scanned``, the files that semgrep itself says it has read: a run that read none is no scan,
+whatever it reports.
 """
 
 import asyncio
