@@ -41,6 +41,7 @@ _NO_VARIABLES = words(
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
 _INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
+_LOOKUPS = words("get getOrDefault fetch getValue getOrElse at dig GetValueOrDefault")
 _KOTLIN_NAME = re.compile(r"[A-Za-z_]\w*")
 _MAX_DEPTH = 12
 LOOK_BACK = 6000
@@ -245,6 +246,12 @@ class Values:
         arguments += [self.of(a, safe, depth + 1) for a in call.keywords.values()]
         if call.receiver is not None:
             arguments.insert(0, self.of(call.receiver, safe, depth + 1))
+        if (
+            call.receiver is not None
+            and name.rpartition(".")[2] in _LOOKUPS
+            and _CONSTANT_NAME.match(self._reader.name(call.receiver).rpartition(".")[2])
+        ):
+            return Value(clean=True)  # one of the values of a fixed table
         builds = know.builders.match(name)
         if (
             builds and self._grammar.package == "rust"
@@ -257,6 +264,8 @@ class Values:
             whole.built = whole.built or not (whole.const or whole.clean)
             whole.text = text
             return whole
+        if node.type in self._grammar.news and arguments and not whole.dynamic:
+            return Value(clean=True, text=arguments[0].text)  # made of what is known
         if call.receiver is None or not arguments[0].const:
             whole.const = whole.clean = False
         if not arguments:
