@@ -59,8 +59,8 @@ class Detector:
         return made
 
     async def _start_one(self, python: str) -> dict[str, str]:
-        # abspath, not resolve: a virtual environment's interpreter is a link
-        folder = Path(os.path.abspath(shutil.which(python) or python)).parent  # noqa: PTH100
+        # not resolved: a virtual environment's interpreter is a link
+        folder = Path(shutil.which(python) or python).absolute().parent
         process = await asyncio.create_subprocess_exec(
             python,
             str(_WORKER),

@@ -5,6 +5,7 @@ answers, so that tuning moves nothing else. Requests: `puna.safety.requests`.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,12 +31,13 @@ class SafetyStage(FromModel):
 
     leaves_policy: ClassVar[bool] = False
 
-    harmful: int = Field(default=240, ge=1)
+    harmful: int = Field(default=120, ge=1)
     """Harmful requests, of all hazards."""
-    conversations: int = Field(default=120, ge=0)
-    """Everyday questions of people, beside those of the project."""
+    conversations: int = Field(default=160, ge=0)
+    """Everyday questions of people, beside those of the project: where refusals outweigh the rest,
+    a model declines everything."""
     max_new_tokens: int = Field(default=96, ge=1)
-    """Longest answer of the model; one that is cut off is not learned from."""
+    """Longest answer of the model; one that is cut off is shortened to whole sentences."""
     weights: Literal["auto", "fp32", "bf16", "int8", "int4", "w8a8"] = "auto"
     """Format of the weights that answer; auto is bf16 where the hardware has it."""
 
@@ -53,13 +55,13 @@ def run_safety(config: SafetyStage, given: Given, folder: Path) -> dict[str, Any
     fine = [*borderline("train"), *everyday("train"), *_asked_by_people(config.conversations)]
     said = _answers(engine, [*bad, *fine], config.max_new_tokens)
     chats, pairs, before = [], [], 0
-    for request, (answer, ended) in zip([*bad, *fine], said, strict=True):
+    for request, answer in zip([*bad, *fine], said, strict=True):
         declined, refusal = is_refusal(answer), refusal_to(request, given.seed)
         if request.kind == "harmful":
             before += not declined
             chats.append((request.text, refusal))
             pairs += [] if declined else [(request.text, refusal, answer)]
-        elif ended and not declined:
+        elif answer and not declined:
             chats.append((request.text, answer))
             pairs.append((request.text, answer, refusal))
     _write(folder / SFT_ROWS, [_chat(*row) for row in chats])
@@ -89,10 +91,8 @@ def _some(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[Safe
     return [requests[int(place)] for place in order[:count]]
 
 
-def _answers(
-    engine: Engine, asked: Sequence[SafetyRequest], max_new_tokens: int
-) -> list[tuple[str, bool]]:
-    """The model's own answers, the likeliest, and whether each ended by itself."""
+def _answers(engine: Engine, asked: Sequence[SafetyRequest], max_new_tokens: int) -> list[str]:
+    """The model's own answers, the likeliest, in whole sentences; empty where there is none."""
     tokenizer = engine.tokenizer
     sampling = Sampling(max_new_tokens=max_new_tokens)
     prompts = [
@@ -103,7 +103,13 @@ def _answers(
     ]
     stops = frozenset(tokenizer.stop_ids)
     made = generate(engine, [Request(ids, sampling, stops) for ids in prompts])
-    return [(generation.text.strip(), generation.stopped) for generation in made]
+    return [one.text.strip() if one.stopped else _whole_sentences(one.text) for one in made]
+
+
+def _whole_sentences(text: str) -> str:
+    """What stands before the last end of a sentence or line."""
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", text)]
+    return text[: ends[-1]].strip() if ends else ""
 
 
 def _chat(question: str, answer: str) -> dict[str, Any]:
