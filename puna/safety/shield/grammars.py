@@ -343,6 +343,7 @@ GRAMMARS: dict[str, Grammar] = {
         sets={"block_mapping_pair": ("key", "value"), "flow_pair": ("key", "value")},
         brackets="xml",
     ),
+    "json": Grammar("yaml", sets={"flow_pair": ("key", "value")}, brackets="xml"),
     "terraform": Grammar("hcl", sets={"attribute": (FIRST, LAST)}, brackets="lines"),
     "xml": Grammar(
         "xml",
