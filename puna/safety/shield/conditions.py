@@ -117,10 +117,16 @@ _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
 _LEAVES = re.compile(r"\b(?:return|goto|break|continue|throw|exit)\b")
 
 
+_TYPE = (
+    r"(?:^|[;{}])\s*(?!(?:return|case|else|goto|delete|new|throw|default)\b)"
+    r"(?:[A-Za-z_][\w:<>]*[\s*&]+)+"
+)
+
+
 def _array(place: Place) -> bool:
     if place.node is None or not _NAME.match(name := text_of(place.node)):
         return False
-    declared = rf"(?:^|[;{{}}])\s*(?:\w[\w:<>]*[\s*&]+)+(?:[^;()=]*,\s*)?{name}\s*\[[^\]]+\]"
+    declared = rf"{_TYPE}(?:[^;()=]*,\s*)?{name}\s*\[[^\]]+\]"
     return re.search(declared, place.values.before(place.node), re.M) is not None
 
 
@@ -133,7 +139,7 @@ def _unchecked(place: Place) -> bool:
     return bool(names) and not any(
         re.search(
             rf"\b{name}\b\s*[<>]=?(?![<>])|(?<![<>-])[<>]=?\s*{name}\b"
-            rf"|\b{name}\s*=[^=;][^;]*(?:[<?]|(?<!-)>|\b(?:min|MIN|clamp)\b)",
+            rf"|\b{name}\s*=[^=;][^;]*(?:\?|\s[<>]=?\s|\b(?:min|MIN|clamp)\b)",
             before,
         )
         for name in names

@@ -31,6 +31,7 @@ _GENERICS = words(
     "generic_function template_function generic_name generic_type template_type user_type "
     "parameterized_type array_type"
 )
+_NAMESPACES = words("qualified_identifier scoped_identifier")
 _CASTS = words("cast_expression type_cast_expression as_expression type_assertion")
 STRINGS = words(
     "string string_literal concatenated_string template_string interpreted_string_literal "
@@ -230,7 +231,8 @@ class Reader:
         else:
             called, where = grammar.calls[kind]
             function = None if called[0] == "=" else self.part(node, called)
-            if function is not None and (member := grammar.members.get(function.type)):
+            member = grammar.members.get(function.type) if function is not None else None
+            if member is not None and function.type not in _NAMESPACES:
                 call.receiver = self.part(function, member[0])
         for argument in self._arguments(node, where):
             self._add(call, argument)
