@@ -24,9 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def shield(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="FILE...", help="Files and folders, or - for standard input."),
-    ],
+    ] = None,
     language: Annotated[
         str | None,
         typer.Option(
@@ -37,17 +37,33 @@ def shield(
     output: Annotated[
         Format, typer.Option("--format", help="text, json, or sarif for code hosts.")
     ] = "text",
+    rules: Annotated[
+        bool, typer.Option("--rules", help="Print what is looked for, and scan nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find insecure code; the exit code is 1 when there is any, for hooks and CI."""
     if as_json and output == "sarif":
         raise UsageError("--json and --format sarif exclude each other")
+    if rules:
+        _print_rules(language, as_json or output == "json")
+        return
+    if not paths:
+        raise UsageError("no FILE: name files or folders, - for standard input, or ask --rules")
     done = _scanned(paths, language)
     for path, reason in done.skipped.items():
         print(f"puna shield: {path} left out: {reason}", file=sys.stderr)
     _print(done, "json" if as_json else output)
     if not done.is_clean:
         raise typer.Exit(1)
+
+
+def _print_rules(language: str | None, as_json: bool) -> None:
+    from puna.safety.shield.catalogue import as_text, catalogue
+    from puna.safety.shield.scanner import known_language
+
+    rows = catalogue(known_language(language) if language else None)
+    print(json.dumps({"rules": rows}) if as_json else as_text(rows))
 
 
 def _scanned(paths: list[str], language: str | None) -> "Scanned":
