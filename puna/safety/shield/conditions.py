@@ -109,7 +109,7 @@ def _word(word: str) -> Test:
     return _text(word)
 
 
-_IDENTIFIER = re.compile(r"(?<![\w.>])[A-Za-z_]\w*(?!\w|\s*\()")
+_IDENTIFIER = re.compile(r"(?<!\w)[A-Za-z_]\w*(?!\w|\s*\()")
 _SIZEOF = re.compile(
     r"sizeof\s*(?:\([^()]*(?:\([^()]*\))?[^()]*\)|\w+)|\((?:\w+\s*)+\**\)(?=\s*\w)"
 )

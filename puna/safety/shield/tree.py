@@ -231,8 +231,11 @@ class Reader:
         else:
             called, where = grammar.calls[kind]
             function = None if called[0] == "=" else self.part(node, called)
-            member = grammar.members.get(function.type) if function is not None else None
-            if member is not None and function.type not in _NAMESPACES:
+            if (
+                function is not None
+                and function.type not in _NAMESPACES
+                and (member := grammar.members.get(function.type))
+            ):
                 call.receiver = self.part(function, member[0])
         for argument in self._arguments(node, where):
             self._add(call, argument)
