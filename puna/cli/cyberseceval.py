@@ -4,9 +4,9 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # imported inside the functions: help and errors come at once
     from puna.safety.cyberseceval import Plan
     from puna.safety.cyberseceval.run import Tick
 
+_Closing = TypeVar("_Closing", bound=Any)
 _REMOTE = 16  # requests at once to a server, which has a queue of its own
 
 
@@ -125,24 +126,22 @@ async def _run(
     from puna.safety.cyberseceval.memo import KeptDetector, KeptModel
     from puna.safety.models import open_model
 
-    opened: list[Any] = []
-    try:
+    async with AsyncExitStack() as open_now:
+
+        async def opened(one: _Closing) -> _Closing:
+            open_now.push_async_callback(one.close)
+            return one
+
         # the cheap one first: what is wrong with it shows before a model is loaded
-        code = KeptDetector(await Detector.start(detector), folder) if detector else None
-        opened += [code] if code else []
-        asked = await open_model(model, weights=weights, compile=False)
-        opened.append(asked)
-        kept = None
+        code = kept = None
+        if detector is not None:
+            code = await opened(KeptDetector(await opened(await Detector.start(detector)), folder))
+        asked = await opened(await open_model(model, weights=weights))
         if judge is not None:
-            same = judge == model
-            kept = KeptModel(
-                asked if same else await open_model(judge, weights=weights, compile=False), folder
-            )
-            opened += [kept]
+            own = judge == model
+            other = asked if own else await opened(await open_model(judge, weights=weights))
+            kept = await opened(KeptModel(other, folder))
         return await run(asked, plan, folder, Tools(kept, code), tick)
-    finally:
-        for one in reversed(opened):
-            await one.close()
 
 
 @contextmanager

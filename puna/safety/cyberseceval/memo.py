@@ -81,9 +81,8 @@ class KeptModel:
         return reply
 
     async def close(self) -> None:
-        """Close the file and the model."""
+        """Close the file; the model is closed by whoever opened it."""
         self._memo.close()
-        await self._model.close()
 
 
 class KeptDetector:
@@ -113,6 +112,5 @@ class KeptDetector:
         self._detector.check()
 
     async def close(self) -> None:
-        """Close the file and end the workers."""
+        """Close the file; the detector is closed by whoever started it."""
         self._memo.close()
-        await self._detector.close()
