@@ -5,7 +5,9 @@
 Two servers of SmolLM2-135M, one with ``--shield off`` and one with ``--shield warn``, are asked in
 turn for the same programs, so both meet the same weather. Answers hold code blocks, as the
 prompts ask for them; the shield has to scan every line. (With ``block`` the server would do less:
-it ends an answer that holds insecure code, so its rate would not compare.)
+it ends an answer that holds insecure code, so its rate would not compare.) On a machine that does
+other things this ratio says little; so the processor time of the shield for each token of answers
+full of code is measured too, and what share of a second it is at the faster server's rate.
 """
 
 import argparse
@@ -13,17 +15,21 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness import Claim, all_cores, finish
 from serving import Server, free_port
+from shield_answers import answers
+from shield_leak import spoken
 
 from puna.core.devices import describe_machine
 from puna.core.errors import PunaError
 from puna.formats import load_tokenizer
+from puna.safety.shield import Policy, stream
 from puna.tokenizer import Message
 
 CLIENTS, ANSWER = 16, 128
@@ -88,7 +94,25 @@ def measure(repeats: int) -> dict[str, Any]:
         "warn": statistics.median(rates["warn"]),
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "us a token": {mode: token_us(mode) for mode in ("warn", "block")},
     }
+
+
+def token_us(mode: Literal["warn", "block"]) -> float:
+    """Microseconds of processor time the shield takes for a token, pushed one by one."""
+    tokenizer = load_tokenizer("smollm2")
+    texts = [one.text for one in answers(1, 400, spoken()) if one.planted is None]
+    pieces = [[tokenizer.decode([each]) for each in tokenizer.encode(text)] for text in texts]
+    spent = []
+    for _ in range(5):
+        started = time.thread_time()
+        for answer in pieces:
+            watch = stream(Policy(mode=mode))
+            for piece in answer:
+                watch.push(piece)
+            watch.flush()
+        spent.append(time.thread_time() - started)
+    return statistics.median(spent) / sum(map(len, pieces)) * 1e6
 
 
 def _kept(stack: ExitStack, shield: str) -> Server:
@@ -105,9 +129,14 @@ def main() -> int:
     options = parser.parse_args()
     all_cores()
     report: dict[str, Any] = {"machine": describe_machine(), "serving": measure(options.repeats)}
-    claim = Claim("tokens/s with the shield, of those without", report["serving"]["ratio"], 0.97)
-    finish(report, [claim], options.json)
-    return 0 if claim.met else 1
+    found = report["serving"]
+    share = max(found["us a token"].values()) * 1e-6 * max(found["off"], found["warn"])
+    claims = [
+        Claim("tokens/s with the shield, of those without", found["ratio"], 0.97),
+        Claim("share of a second the shield takes", share, 0.03, at_most=True),
+    ]
+    finish(report, claims, options.json)
+    return 0 if all(claim.met for claim in claims) else 1
 
 
 if __name__ == "__main__":
