@@ -110,23 +110,21 @@ def _word(word: str) -> Test:
 
 
 _IDENTIFIER = re.compile(r"(?<!\w)[A-Za-z_]\w*(?!\w|\s*\()")
-_SIZEOF = re.compile(
-    r"sizeof\s*(?:\([^()]*(?:\([^()]*\))?[^()]*\)|\w+)|\((?:\w+\s*)+\**\)(?=\s*\w)"
-)
+_SIZEOF = re.compile(r"sizeof\s*(?:\([^()]*(?:\([^()]*\))?[^()]*\)|\w+)|\(\w[\w\s]*\**\)(?=\s*\w)")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
 _LEAVES = re.compile(r"\b(?:return|goto|break|continue|throw|exit)\b")
 
 
 _TYPE = (
     r"(?:^|[;{}])\s*(?!(?:return|case|else|goto|delete|new|throw|default)\b)"
-    r"(?:[A-Za-z_][\w:<>]*[\s*&]+)+"
+    r"(?:[A-Za-z_][\w:<>]*[\s*&]+){1,6}"
 )
 
 
 def _array(place: Place) -> bool:
     if place.node is None or not _NAME.match(name := text_of(place.node)):
         return False
-    declared = rf"{_TYPE}(?:[^;()=]*,\s*)?{name}\s*\[[^\]]+\]"
+    declared = rf"{_TYPE}(?:[^;()=]{{0,200}},\s*)?{name}\s*\[[^\]]+\]"
     return re.search(declared, place.values.before(place.node), re.M) is not None
 
 

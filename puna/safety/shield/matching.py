@@ -60,7 +60,7 @@ class Scan:
         self._deadline.check()
         end = len(self._data) if end is None else end
         found = {self._hit(node, rule) for node, rule in self._found(start, end)}
-        return sorted(found, key=lambda h: (h.line, h.column, h.rule.id))
+        return _outermost(sorted(found, key=lambda h: (h.line, h.column, h.rule.id)))
 
     def _hit(self, node: Node, rule: Rule) -> Hit:
         (line, column), (end_line, end_column) = node.start_point, node.end_point
@@ -293,6 +293,18 @@ class Scan:
                 return True
             at = at.parent
         return False
+
+
+def _outermost(hits: list[Hit]) -> list[Hit]:
+    """Hits without those of the same rule that lie within another on one line."""
+    kept: list[Hit] = []
+    ends: dict[str, tuple[int, int]] = {}
+    for hit in hits:
+        line, column = ends.get(hit.rule.id, (-1, 0))
+        if hit.line != line or hit.column >= column:
+            kept.append(hit)
+            ends[hit.rule.id] = (hit.end_line, hit.end_column)
+    return kept
 
 
 def _check_limit(cursor: QueryCursor) -> None:

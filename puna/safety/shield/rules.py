@@ -159,6 +159,15 @@ def with_examples(language: str) -> list[Rule]:
     return _compiled(language, examples=True).rules
 
 
+def patterns_of(language: str) -> list[Pattern]:
+    """All patterns of a language, with the examples of their rules, for tests."""
+    found = _compiled(language, examples=True)
+    named = [one for index in (found.calls, found.sets) for many in index.values() for one in many]
+    others = [found.call_expressions, found.set_expressions, found.built, found.strings]
+    every = [*named, *(one for many in [*others, found.texts, found.queries] for one in many)]
+    return list({id(one): one for one in every}.values())
+
+
 def _compiled(language: str, *, examples: bool) -> RuleSet:
     chain = _chain(language)
     left_out = {name for data in chain for name in data.get("without", ())}
