@@ -141,6 +141,9 @@ def test_a_long_turn_is_read_in_windows_and_all_of_its_tokens_are_seen(folder: s
     content = [i for window in windows for i in window.ids[window.start : -1]]
     assert content == tokenizer.encode(text)
     assert all(len(window.ids) <= CONTEXT + WINDOW + 1 for window in windows)
+    small = windows_of(tokenizer, [before, Message("user", text)], most=999, room=40)
+    assert max(len(window.ids) for window in small) == 40
+    assert [i for window in small for i in window.ids[window.start : -1]] == content
     few = windows_of(tokenizer, [before, Message("user", text)], most=2)
     assert [few[0].ids, few[1].ids] == [windows[0].ids, windows[-1].ids]
 

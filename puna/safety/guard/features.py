@@ -12,7 +12,8 @@ from torch import Tensor
 
 from puna.core.errors import UsageError
 from puna.model import Llama
-from puna.tokenizer import Message, Tokenizer
+from puna.tokenizer import LLAMA3, Message, Tokenizer
+from puna.tokenizer.llama31 import Llama31Format
 
 WINDOW = 384
 """Tokens of a turn that are read together."""
@@ -34,23 +35,35 @@ class Window:
     start: int
 
 
-def windows_of(tokenizer: Tokenizer, messages: Sequence[Message], most: int) -> list[Window]:
+def windows_of(
+    tokenizer: Tokenizer, messages: Sequence[Message], most: int, room: int = WINDOW + CONTEXT + 1
+) -> list[Window]:
     """The last turn of a conversation in windows, at most ``most``, the first and last among them.
+
+    A window with what stands before it has at most ``room`` tokens, the model's context.
 
     Raises `UsageError` for an empty conversation and a tokenizer without chat tokens.
     """
     chat = tokenizer.chat
-    spoken = [message for message in messages if message.role != "system"]
+    if isinstance(chat, Llama31Format):
+        chat = LLAMA3  # else the day's date would stand before every text
     # Else some formats would open with a system turn of their own, the same before every text.
-    ids = chat.encode(tokenizer, [Message("system", ""), *spoken]).ids
+    ids = chat.encode(tokenizer, [Message("system", ""), *as_spoken(messages)]).ids
     content = tokenizer.encode(messages[-1].content.strip())
     after = [tokenizer.special_id(chat.end_of_turn)]
     end = len(ids) - len(after) - len(tokenizer.encode(chat.separator))
-    before = ids[: end - len(content)][-CONTEXT:]
-    starts = list(range(0, max(1, len(content)), WINDOW))
+    size = min(WINDOW, room // 2)
+    before = ids[: end - len(content)][-min(CONTEXT, room - size - 1) :]
+    starts = list(range(0, max(1, len(content)), size))
     if len(starts) > most:
         starts = [*starts[: most - 1], starts[-1]]
-    return [Window(before + content[s : s + WINDOW] + after, len(before)) for s in starts]
+    return [Window(before + content[s : s + size] + after, len(before)) for s in starts]
+
+
+def as_spoken(messages: Sequence[Message]) -> list[Message]:
+    """The turns of users and assistants as plain text; what tools say comes from outside too."""
+    roles = {"user": "user", "tool": "user", "assistant": "assistant"}
+    return [Message(roles[m.role], m.content) for m in messages if m.role in roles]
 
 
 class Encoder:
@@ -84,7 +97,8 @@ class Encoder:
         """Features of every window, (windows, dim) fp32, and the conversation of each."""
         windows, owners = [], []
         for number, messages in enumerate(conversations):
-            found = windows_of(self.tokenizer, messages, self._most_windows)
+            room = self._model.config.context
+            found = windows_of(self.tokenizer, messages, self._most_windows, room)
             windows += found
             owners += [number] * len(found)
         rows = torch.empty(len(windows), self.dim)

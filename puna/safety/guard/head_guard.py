@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from puna.core.devices import default_device, fast_bf16
+from puna.core.files import sha256_value
 from puna.formats import load_model
 from puna.safety.guard.features import Encoder
 from puna.safety.guard.hazards import INJECTION
@@ -18,6 +19,8 @@ LEAST_SHARE = 0.25
 """A hazard is named from this probability on; the likeliest always."""
 
 
+REMEMBERED = 4096
+"""Judgements kept, by hashes of what was judged."""
 DEPTHS = (0.4, 0.6, 0.8)
 """Which hidden states are features where nobody says, as shares of the model's depth."""
 
@@ -51,12 +54,20 @@ class HeadGuard:
         self.name = name
         self.head = head
         self._encoder = encoder
+        self._known: dict[str, Judgement] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="puna-guard")
 
     async def judge(self, messages: Sequence[Message]) -> Judgement:
         """See `Classifier.judge`; of a long turn the most harmful window counts."""
-        loop = asyncio.get_running_loop()
-        return (await loop.run_in_executor(self._thread, self.judge_all, [messages]))[0]
+        # A conversation comes again with each of its turns: what was judged is remembered.
+        key = sha256_value([[m.role, m.content] for m in messages])
+        if key not in self._known:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._thread, self.judge_all, [messages])
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[key] = found[0]
+        return self._known[key]
 
     def judge_all(self, conversations: Sequence[Sequence[Message]]) -> list[Judgement]:
         """Judgements of many conversations, in this thread."""

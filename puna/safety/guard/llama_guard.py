@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from puna.core.errors import PunaError
 from puna.inference import Request, Sampling, TokenLogprob
+from puna.safety.guard.features import as_spoken
 from puna.safety.guard.hazards import HAZARDS, Hazard
 from puna.safety.guard.judgement import Judgement
 from puna.safety.guard.prompt import guard_prompt, read_answer
@@ -75,7 +76,7 @@ class RemoteLlamaGuard:
 
     async def judge(self, messages: Sequence[Message]) -> Judgement:
         """See `Classifier.judge`."""
-        spoken = [message for message in messages if message.role != "system"]
+        spoken = as_spoken(messages)
         asked = [Message("user", guard_prompt(spoken, self._hazards))] if self._framed else spoken
         sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, temperature=0)
         unsafe, codes = read_answer((await self._model.reply(asked, sampling)).text, self._hazards)

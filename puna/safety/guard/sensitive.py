@@ -59,7 +59,7 @@ class Finder:
             plugins = importlib.import_module("detect_secrets.core.plugins.util")
             self._scan = importlib.import_module("datafog.engine").scan
         except ModuleNotFoundError as error:
-            raise ExtraMissing("'puna[guard]'", purpose) from error
+            raise ExtraMissing("datafog detect-secrets", purpose) from error
         classes = plugins.get_mapping_from_secret_type_to_class().values()
         chosen = [kind for kind in classes if kind.__name__ not in _LEFT_OUT]
         self._plugins: list[tuple[str, Any]] = [

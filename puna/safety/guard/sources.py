@@ -212,7 +212,7 @@ def _own_injections() -> Iterator[Labelled]:
 
 
 def _own_documents() -> Iterator[Labelled]:
-    articles = _drawn(read_articles("en"), 400, key=lambda a: "planted " + a.name)
+    articles = _drawn(read_articles("en"), 240, key=lambda a: "planted " + a.name)
     for text, unsafe in planted_documents([article.extract[:1200] for article in articles]):
         yield asked(text, unsafe, "own-documents", *(("injection",) if unsafe else ()))
 
