@@ -188,3 +188,12 @@ def test_code_of_no_known_language_is_read_in_many() -> None:
     assert [one.line for one in scan_markdown(text).findings] == [3]
     listing = "```\ntotal 12\n-rw-r--r-- 1 a users 10 gets\n```\n"
     assert streamed(listing, [])[0] == listing
+
+
+def test_what_goes_on_over_lines_is_told_once() -> None:
+    text = (
+        "```javascript\nel.innerHTML = list.map((a) => {\n  f(a);\n  g(a);\n  return a;\n});\n```\n"
+    )
+    _, stream = streamed(text, list(range(len(text))), Policy(mode="warn"))
+    places = [(one.rule, one.line, one.column) for one in stream.findings]
+    assert len(places) == len(set(places)) > 0

@@ -30,14 +30,9 @@ class GrowingCode:
         self._data, self._closers = b"", b""
         self._tree: Tree | None = None
         self._unit = ""
-        self._seen: set[Hit] = set()
+        self._seen: set[tuple[str, int, int]] = set()
         self.shift = 0
         """Characters put before the first line to make it parse."""
-
-    @property
-    def pending(self) -> str:
-        """Lines of the logical line that is not complete."""
-        return self._unit
 
     def feed(self, line: str) -> bool:
         """Take a line with its end; whether a logical line is complete, to be scanned now."""
@@ -82,9 +77,10 @@ class GrowingCode:
         self._tree = self._engine.parse(self._parser, text, deadline, self._tree)
         scan = Scan(self._engine, self._reader, self._tree, text, self._index, deadline)
         hits = scan.hits(start, len(self._data))
-        new = [hit for hit in hits if hit not in self._seen]
+        new = {(hit.rule.id, hit.line, hit.column): hit for hit in hits}  # it may have grown
+        fresh = [hit for place, hit in new.items() if place not in self._seen]
         self._seen.update(new)
-        return new
+        return fresh
 
 
 def _point(data: bytes) -> Point:

@@ -22,7 +22,7 @@ _SHORT = 8
 """Strings below this length are not taken apart."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Hit:
     """A rule found at a place; lines and columns, in characters, count from 0."""
 
@@ -130,7 +130,7 @@ class Scan:
 
     def _call_fits(self, pattern: Pattern, call: Call) -> bool:
         for key, test in pattern.args:
-            if key in {"any", "some"} or key.endswith("+"):
+            if key == "any" or key.endswith("+"):
                 first = int(key[:-1]) if key.endswith("+") else 0
                 chosen = [*call.positional[first:], *call.keywords.values()]
                 if not any(test(Place(node, self._values, pattern.safe)) for node in chosen):

@@ -1,15 +1,12 @@
 """Names, arguments and constants in a syntax tree, the same for every language."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tree_sitter import Node
 
 from puna.safety.shield.grammars import ALL, FIRST, Grammar, words
-
-Aliases = Mapping[str, str]
-"""Local name to the full one that an import gave it."""
 
 SUBSCRIPTS = words(
     "subscript subscript_expression array_access element_access_expression index_expression "
