@@ -4,7 +4,7 @@ import pytest
 from tree_sitter import QueryCursor
 
 from puna.core.errors import UsageError
-from puna.safety.shield import languages, scan
+from puna.safety.shield import languages, matching, scan
 from puna.safety.shield.conditions import condition, regex
 from puna.safety.shield.engine import engine
 from puna.safety.shield.imports import aliases_of
@@ -161,8 +161,12 @@ def test_random_bytes_do_no_harm(language: str) -> None:
         scan("".join(rng.choices("(){}[];,=+<>'\"ab \n$`|&", k=300)), language)
 
 
-def test_code_that_takes_too_long_is_not_called_clean() -> None:
-    for code, seconds in (("x = 1\n" * 10, 0.0), ("a<b>" * 3000, 10.0)):
-        result = scan(code, "typescript", seconds)
+def test_code_that_takes_too_long_is_not_called_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "void f(char *p) { free(p); g(p); h(p); }\n"
+    assert scan(code, "c").fault == ""
+    late = scan(code, "c", seconds=0.0)
+    monkeypatch.setattr(matching, "_MOST_MATCHES", 1)
+    broken_off = scan(code * 20, "c")
+    for result in (late, broken_off):
         assert result.verdict == "warn"
         assert "too long" in result.fault
