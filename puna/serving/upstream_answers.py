@@ -76,6 +76,8 @@ class Answers:
     async def chunks(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """A streamed chunk as far as it may leave: none while all of it is held."""
         self._count(chunk)
+        if chunk.get("choices") and not isinstance(chunk.get("usage"), dict):
+            self._charge(self._call.record.prompt_tokens, self._call.record.generated_tokens + 1)
         if not self._call.guarded:
             return [chunk]
         if "error" in chunk:
@@ -142,10 +144,14 @@ class Answers:
         if not isinstance(usage, dict):
             return
         read, written = (usage.get(key) for key in ("prompt_tokens", "completion_tokens"))
-        read, written = (n if isinstance(n, int) and n >= 0 else 0 for n in (read, written))
-        if self._call.holder is not None:  # some servers repeat it in every chunk
+        self._charge(*(n if isinstance(n, int) and n >= 0 else 0 for n in (read, written)))
+
+    def _charge(self, read: int, written: int) -> None:
+        """Tokens read and written so far; of a stream, until it says so itself, one a chunk."""
+        record, holder = self._call.record, self._call.holder
+        if holder is not None:
             before = record.prompt_tokens + record.generated_tokens
-            self._call.holder.tokens.spend(max(0, read + written - before))
+            holder.tokens.spend(max(0, read + written - before))
         record.prompt_tokens, record.generated_tokens = read, written
 
 

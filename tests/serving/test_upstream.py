@@ -165,6 +165,14 @@ def test_the_key_comes_from_the_environment_and_the_clients_own_stays_here(
     assert '"generated_tokens":5' in logs.err
 
 
+def test_a_stream_that_counts_no_tokens_is_charged_by_its_chunks(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with proxied(lambda _: streamed([{"content": "ab"}] * 6), None) as client:
+        client.request("POST", "/v1/chat/completions", json=ASK | {"stream": True})
+    assert '"generated_tokens":7' in capfd.readouterr().err, "six pieces and the end"
+
+
 def test_a_prompt_is_cleaned_and_admitted_before_it_is_sent() -> None:
     seen: list[dict[str, Any]] = []
 
