@@ -116,6 +116,28 @@ def test_a_fence_of_one_line_is_code() -> None:
     assert only_block("```import os```\n").code == "import os\n"
 
 
+PAGE = """\
+<!DOCTYPE html>
+<p onclick="go(1)">Hi</p>
+<script>
+  eval(location.hash)
+</script><b>x</b><script>f()</script>
+<a href='javascript:g()'>a</a>
+"""
+
+
+@pytest.mark.parametrize("tag", ["html", ""])
+def test_a_page_is_read_for_its_scripts(tag: str) -> None:
+    block = only_block(f"```{tag}\n{PAGE}```\n")
+    assert block.language == "javascript"
+    assert block.code == "\ngo(1);\n\n  eval(location.hash)\nf()\ng();\n"
+
+
+def test_a_page_with_php_in_it_is_php() -> None:
+    block = only_block("```html\n<p>Hi</p>\n<?php echo $_GET['x']; ?>\n```\n")
+    assert (block.language, block.code) == ("php", "\n<?php echo $_GET['x']; ?>\n")
+
+
 def test_html_between_its_tags_is_read_as_what_it_shows() -> None:
     text = '<pre class="x lang-cpp"><code>a &lt; b &amp;&amp; c;\nd();</code></pre>\nThat is all.\n'
     block = only_block(text)

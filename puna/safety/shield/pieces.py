@@ -16,6 +16,7 @@ _PYTHON_PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.)(?:[ \t]|$)|^In \[\d+\]: ?")
 _SHELL_PROMPT = re.compile(r"^\s*(?:[\w.-]+@[\w.-]+[:~\w/.-]*|[~/][\w/.-]*)?[$#%]\s")
 _DIFF_HEAD = re.compile(r"^(?:@@|--- |diff |index |\\ )")
 _SCANNED_AS = {"pycon": "python", "console": "bash", "diff": "", "markdown": ""}
+_PHP = re.compile(r"<\?(?:php\b|=)")
 
 
 class Piece:
@@ -34,6 +35,8 @@ class Piece:
         self._guess = Guess() if not self.language else None
         self._lines: list[str] = []
         self._prompted = False
+        self._page: Page | None = None
+        self._see_page("")
 
     def take(self, body: str) -> str:
         """Take the next line (without its end); the code in it. `language` follows."""
@@ -44,7 +47,18 @@ class Piece:
             self._lines.append(code[:_LINE])
             self._guess.add(code[:_LINE])
             self.language = self._guess.best("\n".join(self._lines), self._errors)
-        return code
+        self._see_page(code)
+        return code if self._page is None else self._page.scripts(code)
+
+    def _see_page(self, code: str) -> None:
+        """HTML is read for its scripts, unless it turns out to be a page of PHP."""
+        if self._page is not None and _PHP.search(code):
+            self._page, self._guess, self.language = None, None, "php"
+        elif self.language == "html":
+            self._page = self._page or Page()
+            self.language = "javascript"
+        elif self.language != "javascript":
+            self._page = None
 
     def _code(self, body: str) -> str:
         """The line without diff signs and prompts; nothing where it is removed code or output."""
@@ -73,6 +87,38 @@ class Piece:
         if body.startswith("-") or _DIFF_HEAD.match(body):
             return ""
         return body[1:] if body[:1] in "+ " else body
+
+
+_SCRIPT = re.compile(r"<script\b[^>]*>", re.I)
+_SCRIPT_END = re.compile(r"</script\s*>", re.I)
+_HANDLER = re.compile(
+    r"(?:\bon[a-z]+\s*=\s*|\b(?:href|src|action)\s*=\s*(?=[\"']javascript:))"
+    r"(?:\"(?:javascript:)?([^\"]*)\"|'(?:javascript:)?([^']*)')",
+    re.I,
+)
+
+
+class Page:
+    """A page of HTML, line by line: what of it is JavaScript."""
+
+    def __init__(self) -> None:
+        """Start outside of any script."""
+        self._inside = False
+
+    def scripts(self, line: str) -> str:
+        """The line's scripts and the handlers in its tags; ``""`` when it has none."""
+        found, at = [], 0
+        while at < len(line):
+            mark = (_SCRIPT_END if self._inside else _SCRIPT).search(line, at)
+            part = line[at : mark.start() if mark else len(line)]
+            if self._inside:
+                found.append(part)
+            else:
+                found += [f"{one or two};" for one, two in _HANDLER.findall(part)]
+            if mark is None:
+                break
+            self._inside, at = not self._inside, mark.end()
+        return "".join(found)
 
 
 _STRINGS = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|`[^`]*`|//.*|(?:^|\s)#.*")
