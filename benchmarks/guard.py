@@ -26,7 +26,7 @@ import torch
 from harness import print_table
 
 from puna.core.devices import describe_machine
-from puna.evaluation import wilson_interval
+from puna.evaluation.intervals import wilson_interval
 from puna.safety.guard import training
 from puna.safety.guard.head_guard import load_encoder
 from puna.safety.guard.metrics import auc, recall_at, share_from, threshold_at
@@ -115,25 +115,25 @@ class NGrams:
 
     def __init__(self, items: Sequence[Labelled], weights_n: torch.Tensor) -> None:
         counts = self._counts([item.text for item in items])
+        turned = counts.to_sparse_coo().T.to_sparse_csr()
         targets_n = torch.tensor([float(item.unsafe) for item in items])
-        weight_d = torch.zeros(N_BUCKETS, 1, requires_grad=True)
-        bias = torch.zeros(1, requires_grad=True)
+        weight_d, bias = torch.zeros(N_BUCKETS, 1), torch.zeros(1)
         optimizer = torch.optim.LBFGS(
-            [weight_d, bias], max_iter=60, history_size=10, line_search_fn="strong_wolfe"
+            [weight_d, bias], max_iter=40, history_size=10, line_search_fn="strong_wolfe"
         )
 
         def loss() -> torch.Tensor:
-            optimizer.zero_grad()
-            logits_n = (torch.sparse.mm(counts, weight_d) + bias)[:, 0]
+            logits_n = (counts @ weight_d + bias)[:, 0]
             each = torch.nn.functional.binary_cross_entropy_with_logits(
                 logits_n, targets_n, reduction="none"
             )
-            value = (each * weights_n).sum() + PENALTY * weight_d.square().sum()
-            value.backward()
-            return value
+            error_n = (torch.sigmoid(logits_n) - targets_n) * weights_n
+            weight_d.grad = turned @ error_n[:, None] + 2 * PENALTY * weight_d
+            bias.grad = error_n.sum()[None]
+            return (each * weights_n).sum() + PENALTY * weight_d.square().sum()
 
         optimizer.step(loss)  # type: ignore[arg-type]
-        self._weight_d, self._bias = weight_d.detach(), bias.detach()
+        self._weight_d, self._bias = weight_d, bias
 
     def scores(self, items: Sequence[Labelled]) -> list[float]:
         """Logits."""
@@ -146,7 +146,7 @@ class NGrams:
         """Rows of length 1: (texts, buckets), sparse."""
         rows, columns = [], []
         for number, text in enumerate(texts):
-            grams = _grams(text[:4000])
+            grams = _grams(text[:2000])
             rows += [number] * len(grams)
             columns += grams
         ones = torch.ones(len(rows))
@@ -156,7 +156,7 @@ class NGrams:
         values = 1 + counts.values().log()
         squares = torch.zeros(len(texts)).index_add(0, counts.indices()[0], values.square())
         values /= squares.sqrt()[counts.indices()[0]]
-        return torch.sparse_coo_tensor(counts.indices(), values, counts.shape).coalesce()
+        return torch.sparse_coo_tensor(counts.indices(), values, counts.shape).to_sparse_csr()
 
 
 @cache
