@@ -1,6 +1,7 @@
 """``puna shield --rules``: what is looked for, as a table."""
 
 import json
+from pathlib import Path
 
 from typer.testing import CliRunner
 
@@ -31,3 +32,12 @@ def test_the_command_prints_the_table_as_text_and_as_json() -> None:
     assert ["rust-unsafe", "CWE-676", "medium"] in rows
     as_json = runner.invoke(app, ["shield", "--rules", "--json"])
     assert json.loads(as_json.stdout)["rules"] == catalogue()
+
+
+def test_the_scripts_of_a_page_are_scanned_with_its_lines(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<p>eval(x) in words</p>\n<script>\nvar x = eval(location.hash);\n</script>\n")
+    done = runner.invoke(app, ["shield", str(tmp_path)])
+    assert done.exit_code == 1
+    assert f"{page}:3:" in done.stdout
+    assert "page.html:1:" not in done.stdout

@@ -8,12 +8,13 @@ from pathlib import Path
 from puna.core.errors import UsageError
 from puna.safety.shield import rules
 from puna.safety.shield.result import Result
-from puna.safety.shield.scanner import known_language, scan, scan_markdown
-from puna.safety.shield.tags import language_of_path
+from puna.safety.shield.scanner import known_language, scan, scan_markdown, scan_page
+from puna.safety.shield.tags import language_of_path, language_of_tag
 
 MAX_BYTES = 2_000_000
 """Longer files are left out: they are data or made by a program."""
 _LEFT_OUT = frozenset({".git", ".hg", ".svn", ".venv", "venv", "node_modules", "__pycache__"})
+_PAGES = frozenset({"markdown", "html"})
 
 
 @dataclass
@@ -46,7 +47,8 @@ def scan_paths(paths: Iterable[Path], language: str | None = None) -> Scanned:
     Raises `UsageError` for a path that is not there and for an unknown language.
     """
     if language is not None:
-        language = "markdown" if language in {"markdown", "md"} else known_language(language)
+        tag = language_of_tag(language)
+        language = tag if tag in _PAGES else known_language(language)
     done = Scanned()
     for path in paths:
         if not path.exists():
@@ -57,24 +59,24 @@ def scan_paths(paths: Iterable[Path], language: str | None = None) -> Scanned:
 
 
 def scan_text(text: str, language: str | None) -> Result:
-    """Scan one text: code of a language, or Markdown when none is named."""
+    """Scan one text: code of a language, a page of HTML, or Markdown when none is named."""
     if language in {None, "markdown", "md"}:
         return scan_markdown(text)
     assert language is not None
-    return scan(text, language)
+    return scan_page(text) if language == "html" else scan(text, language)
 
 
 def _files(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name not in _LEFT_OUT)
         for name in sorted(names):
-            if language_of_path(name) in {*rules.languages(), "markdown"}:
+            if language_of_path(name) in {*rules.languages(), *_PAGES}:
                 yield Path(root, name)
 
 
 def _scan_file(path: Path, language: str | None, found: bool, done: Scanned) -> None:
     chosen = language or language_of_path(path.name)
-    if chosen not in {*rules.languages(), "markdown"}:
+    if chosen not in {*rules.languages(), *_PAGES}:
         done.skipped[str(path)] = "its name says no language that has rules: use --language"
         return
     try:

@@ -5,6 +5,7 @@ from puna.safety.shield import rules
 from puna.safety.shield.blocks import find_blocks
 from puna.safety.shield.engine import Deadline, ScanTimeout, engine
 from puna.safety.shield.matching import Hit, Scan
+from puna.safety.shield.pieces import Piece
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
 from puna.safety.shield.tree import Reader
@@ -80,6 +81,13 @@ def scan_markdown(text: str) -> Result:
         found += [one.moved(block.first_line - 1) for one in inside.findings]
         fault = fault or inside.fault
     return Result(tuple(found), fault)
+
+
+def scan_page(text: str) -> Result:
+    """Findings in the scripts and handlers of a page of HTML."""
+    piece = Piece(0, "html", 0, None)
+    code = "\n".join(piece.take(line) for line in text.splitlines())
+    return scan(code, piece.language)
 
 
 def finding(hit: Hit, language: str, shift: int = 0) -> Finding:
