@@ -87,9 +87,9 @@ def table(runs: list[Published], constants: Constants = FITTED) -> str:
 
 
 def scaling_points(gpus: Sequence[int], batch_of: Callable[[int], int]) -> list[Candidate]:
-    """The best plan for 405B at each number of GPUs."""
+    """The best plan for 405B at each number of GPUs, with tensor parallelism over a node."""
     model, gpu = llama_config("llama3.1-405b"), hardware("h100")
-    return [search(Wish(model, gpu, n, 8192, batch_of(n))).best for n in gpus]
+    return [search(Wish(model, gpu, n, 8192, batch_of(n), tp=8)).best for n in gpus]
 
 
 def draw(folder: Path) -> None:
