@@ -150,11 +150,11 @@ def judge_annotated(
 ) -> dict[str, Any]:
     """Of the marked lines, by language: those found of those to find, and of those not to."""
     report: dict[str, Any] = {}
+    scanned = [lines_of(snippet.code, snippet.language) for snippet, _ in files]
     for language in ["all", *sorted({snippet.language for snippet, _ in files})]:
         found: dict[bool, list[bool]] = {True: [], False: []}
-        for snippet, marks in files:
+        for lines, (snippet, marks) in zip(scanned, files, strict=True):
             if language in ("all", snippet.language):
-                lines = lines_of(snippet.code, snippet.language)
                 for line, wanted in marks.items():
                     found[wanted].append(line in lines)
         report[language] = {
