@@ -115,5 +115,6 @@ class Pieces:
 def spread_positions(model: Llama, pieces: Pieces) -> None:
     """Let the attention of ``model`` reach the positions that other processes have, in place."""
     model.make_mask = pieces.masks
-    for block in model.model.layers.children():
+    blocks: Any = model.model.layers.children()
+    for block in blocks:
         block.self_attn.attend = pieces.attend

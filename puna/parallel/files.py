@@ -8,6 +8,7 @@ whole of a model is nowhere in memory. Files of whole tensors are read the same 
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,7 @@ def shapes_in(folder: Path) -> Shapes:
     """Shape and data type of every tensor in the files of ``folder``."""
     from torch.distributed import checkpoint as dcp
 
-    found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    found: Any = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {name: (tuple(each.size), each.properties.dtype) for name, each in found.items()}
 
 

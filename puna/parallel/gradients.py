@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ def is_spread(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of ``tensor``, in the same memory."""
-    held: Tensor = tensor.to_local() if is_spread(tensor) else tensor  # type: ignore[operator]
+    whole: Any = tensor
+    held: Tensor = whole.to_local() if is_spread(tensor) else tensor
     return held
 
 
@@ -28,13 +30,12 @@ def settle(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """
     found = []
     for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
+        weight: Any = parameter
+        if weight.grad is None:
             continue
-        if is_spread(parameter) and gradient.placements != parameter.placements:  # type: ignore[attr-defined]
-            gradient = gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined]
-            parameter.grad = gradient
-        found.append(local(gradient))
+        if is_spread(weight) and weight.grad.placements != weight.placements:
+            weight.grad = weight.grad.redistribute(placements=weight.placements)
+        found.append(local(weight.grad))
     return found
 
 
@@ -46,14 +47,14 @@ def total_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> float:
     """
     gradients = [local(p.grad) for p in parameters if p.grad is not None and _is_counted(p)]
     norms = torch._foreach_norm(gradients) if gradients else []
-    squares = float(torch.stack(norms).double().square().sum()) if norms else 0.0
+    squares = float(torch.stack(list(norms)).double().square().sum()) if norms else 0.0
     return math.sqrt(mesh.sum([squares])[0])
 
 
-def _is_counted(parameter: Tensor) -> bool:
+def _is_counted(parameter: Any) -> bool:
     """Whether this process is the first of those that hold the same part."""
     if not is_spread(parameter):
         return True
-    place = parameter.device_mesh.get_coordinate()  # type: ignore[attr-defined]
-    placements = parameter.placements  # type: ignore[attr-defined]
-    return all(at == 0 for at, how in zip(place, placements, strict=True) if how.is_replicate())
+    place = parameter.device_mesh.get_coordinate()
+    holders = zip(place, parameter.placements, strict=True)
+    return all(at == 0 for at, how in holders if how.is_replicate())

@@ -105,7 +105,8 @@ def parallelize(model: Llama, layout: Layout) -> Parallel:
 
 def _laid_out(model: Llama, mesh: Mesh) -> Parallel:
     # what a single process needs none of is not imported: it takes a second
-    layout, roots, parts = mesh.layout, [model], [model]
+    layout, parts = mesh.layout, [model]
+    roots: Sequence[nn.Module] = parts
     pipeline = pieces = tie = None
     if layout.pp > 1:
         from puna.parallel.pipeline import Pipeline, Tie, cut_into_stages

@@ -59,7 +59,8 @@ class Stage(nn.Module):
         """From what the stage before made of a microbatch to its own, or the sum of losses."""
         batch = self.batches[int(number)]
         if not self.first:
-            self.part.model.embed_tokens.x_btd = x_btd
+            embedding: Any = self.part.model.embed_tokens
+            embedding.x_btd = x_btd
         if not self.last:
             return self.part.hidden(
                 batch.ids, positions_bt=batch.positions, documents_bt=batch.documents
@@ -77,12 +78,12 @@ def cut_into_stages(model: Llama, mesh: Mesh) -> list[Stage]:
     """
     layout, n_layers = mesh.layout, model.config.n_layers
     counts = layout.layers_of_stages(n_layers)
-    blocks, held = dict(model.model.layers.named_children()), nn.ModuleDict()
-    norm = model.model.norm
+    whole: Any = model.model
+    blocks, held = dict(whole.layers.named_children()), nn.ModuleDict()
     if model.lm_head is None:
-        with torch.device(model.device):
+        with torch.device("meta"):
             model.lm_head = Linear(model.config.dim, model.config.vocab_size)
-        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+        model.lm_head.weight = nn.Parameter(whole.embed_tokens.weight.detach().clone())
     stages = []
     for number in layout.stages_of(mesh.places["pp"]):
         start = sum(counts[:number])
@@ -91,17 +92,18 @@ def cut_into_stages(model: Llama, mesh: Mesh) -> list[Stage]:
         with torch.device("meta"):
             part = type(model)(model.config.model_copy(update={"n_layers": 1}))
         part.config = model.config
-        part.model.layers = nn.ModuleDict({name: blocks[name] for name in names})
-        part.model.embed_tokens = model.model.embed_tokens if first else Incoming()
-        part.model.norm = norm if last else nn.Identity()
+        inner: Any = part.model
+        inner.layers = nn.ModuleDict({name: blocks[name] for name in names})
+        inner.embed_tokens = whole.embed_tokens if first else Incoming()
+        inner.norm = whole.norm if last else nn.Identity()
         part.lm_head = model.lm_head if last else None
-        held.update(part.model.layers.named_children())
+        held.update(inner.layers.named_children())
         stages.append(Stage(part, first=first, last=last))
-    model.model.layers = held
+    whole.layers = held
     if not any(stage.first for stage in stages):
-        model.model.embed_tokens = None
+        whole.embed_tokens = None
     if not any(stage.last for stage in stages):
-        model.model.norm, model.lm_head = None, None
+        whole.norm, model.lm_head = None, None
     return stages
 
 
@@ -117,21 +119,22 @@ class Tie:
     mesh: Mesh
 
     @property
-    def head(self) -> nn.Parameter | None:
+    def head(self) -> Tensor | None:
         """The last stage's copy, where this process has it."""
-        found = [stage.part.lm_head.weight for stage in self.stages if stage.last]
-        return found[0] if found else None
+        for stage in self.stages:
+            if stage.last and stage.part.lm_head is not None:
+                return stage.part.lm_head.weight
+        return None
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
         """Give both copies the sum of their gradients."""
-        copies = [s.part.model.embed_tokens.weight for s in self.stages if s.first]
-        copies += [s.part.lm_head.weight for s in self.stages if s.last]
-        gradients = [local(copy.grad) for copy in copies]
-        if len(copies) == 2:
+        copies: list[Any] = [s.part.model.embed_tokens.weight for s in self.stages if s.first]
+        gradients = [local(copy.grad) for copy in (*copies, self.head) if copy is not None]
+        if len(gradients) == 2:
             gradients[0].add_(gradients[1])
             gradients[1].copy_(gradients[0])
-        elif copies:
+        elif gradients:
             gradients[0].add_(self._from_other_end(gradients[0]))
 
     def _from_other_end(self, mine: Tensor) -> Tensor:

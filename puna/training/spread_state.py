@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from puna.core.errors import PunaError
 from puna.parallel import Mesh
 from puna.parallel.files import Shapes, read_tensors
-from puna.parallel.gradients import is_spread
+from puna.parallel.gradients import local
 from puna.training.optimizer import states
 
 Naming = Callable[[str], str]
@@ -59,7 +59,8 @@ def read(
     wanted: list[tuple[str, Tensor]] = []
     for name, parameter, optimizer in states(trained, optimizers):
         stored = name_of(name)
-        check(folder, stored, parameter, shapes.get(f"model.{stored}", (None,))[0])
+        found = shapes.get(f"model.{stored}")
+        check(folder, stored, parameter, None if found is None else found[0])
         wanted.append((f"model.{stored}", parameter.detach()))
         prefix = f"optimizer.{stored}."
         for full, (shape, dtype) in shapes.items():
@@ -81,9 +82,8 @@ def check(folder: Path, name: str, parameter: Tensor, found: Sequence[int] | Non
         )
 
 
-def _room(parameter: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _room(parameter: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Where a part of the optimizer's state is read to: spread as the weight is, if of its size."""
     if tuple(parameter.shape) == shape:
         return torch.zeros_like(parameter, dtype=dtype)
-    device = parameter.to_local().device if is_spread(parameter) else parameter.device  # type: ignore[operator]
-    return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.zeros(shape, dtype=dtype, device=local(parameter).device)

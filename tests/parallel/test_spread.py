@@ -38,10 +38,8 @@ RUNS: Runs = {  # of four processes
     "dualpipev": (PP | {"schedule": "dualpipev"}, {}, {}),
 }
 
-FOUR: dict[str, Any] = {"pp": 2, "tp": 2, "cp": 2, "dp_shard": 2, "microbatches": 4}
 SIXTEEN: Runs = {
-    "sixteen": (FOUR, {}, {}),
-    "sixteen, tied": (FOUR | {"schedule": "dualpipev"}, {"recompute": "selective"}, TIED),
+    "sixteen": ({"pp": 2, "tp": 2, "cp": 2, "dp_shard": 2, "microbatches": 4}, {}, {}),
 }
 
 OF_TOKENIZER = {"vocab_size": 288}
