@@ -60,9 +60,9 @@ def served(*options: str) -> Iterator[str]:
     )
     assert process.stdout is not None
     try:
-        line = process.stdout.readline()
-        if "http" not in line:
-            raise SystemExit(f"the server did not start: {line}")
+        line = next((line for line in process.stdout if "http" in line), "")
+        if not line:
+            raise SystemExit("the server did not start")
         yield line.split(": ", 1)[1].split(" ")[0]
     finally:
         process.terminate()
