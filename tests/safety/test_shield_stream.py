@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from puna.safety.shield import Policy, ShieldStream, scan_markdown
 from puna.safety.shield import engine as engine_module
-from puna.safety.shield.engine import ScanTimeout
 from puna.safety.shield.incremental import GrowingCode
+from puna.safety.shield.parsing import ScanTimeout
 
 BLOCK = Policy(mode="block")
 

@@ -1,13 +1,12 @@
-"""What scans of one language share: grammar, rules, queries; and the time that they may take."""
+"""What all scans of one language share: its grammar, its rules, their queries."""
 
 import re
-import time
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import accumulate
 
-from tree_sitter import Language, Parser, Point, Query, Tree
+from tree_sitter import Language, Parser, Query
 
 from puna.safety.shield import grammars, rules
 from puna.safety.shield.grammars import words
@@ -17,27 +16,6 @@ _SLASHES = words("c js java csharp go kotlin swift rust")
 _PAGE = re.compile(r"</\w+>|<\w+ [^<>]*>")
 _PHP = re.compile(r"\$\w|->|::")
 _DOCSTRING_END = re.compile(r"^[ \t]*(\"\"\"|''')[ \t]*(?:$|[%.)])", re.M)
-_CHUNK = 4096
-
-
-class ScanTimeout(Exception):
-    """A scan took longer than it may."""
-
-
-class Deadline:
-    """A time by which a scan has to be done."""
-
-    def __init__(self, seconds: float = float("inf")) -> None:
-        self._end = time.perf_counter() + seconds
-
-    def is_past(self, *_: object) -> bool:
-        """Whether it is over; takes what tree-sitter's callbacks give."""
-        return time.perf_counter() > self._end
-
-    def check(self) -> None:
-        """Raise `ScanTimeout` when it is over."""
-        if self.is_past():
-            raise ScanTimeout
 
 
 class Engine:
@@ -73,21 +51,6 @@ class Engine:
     def parser(self) -> Parser:
         """A new parser of this language."""
         return Parser(self.parser_language)
-
-    @staticmethod
-    def parse(parser: Parser, data: bytes, deadline: Deadline, old: Tree | None = None) -> Tree:
-        """Parse, where it can from an older tree of the text; raises `ScanTimeout`."""
-
-        def read(at: int, _: Point) -> bytes:
-            return data[at : at + _CHUNK]
-
-        try:
-            if old is None:
-                return parser.parse(read, progress_callback=deadline.is_past)
-            return parser.parse(read, old, progress_callback=deadline.is_past)
-        except ValueError:
-            parser.reset()
-            raise ScanTimeout from None
 
 
 def _is_inside_php(code: str) -> bool:

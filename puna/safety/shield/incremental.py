@@ -1,15 +1,17 @@
 """Code that grows: parsed and scanned only where it is new."""
 
-from copy import copy
+import time
 
 from tree_sitter import Point, Tree
 
-from puna.safety.shield.engine import Deadline, Engine, ScanTimeout
+from puna.safety.shield.engine import Engine
+from puna.safety.shield.index import Index
 from puna.safety.shield.lines import LogicalLines
 from puna.safety.shield.matching import Hit, Scan
+from puna.safety.shield.parsing import Deadline, ScanTimeout, parse
 from puna.safety.shield.tree import Reader
-from puna.safety.shield.values import Index
 
+_SLOW_S = 0.004
 CODE_BYTES = 65_536
 """What is kept of a long piece of code as context; after that it starts anew."""
 
@@ -29,6 +31,8 @@ class GrowingCode:
         self._lines = LogicalLines(self._engine.grammar.brackets)
         self._data, self._closers = b"", b""
         self._tree: Tree | None = None
+        self._is_slow = False
+        """Whether the last line took long to parse."""
         self._unit = ""
         self._seen: set[tuple[str, int, int]] = set()
         self.shift = 0
@@ -64,7 +68,6 @@ class GrowingCode:
         text = self._data + closers
         if self._tree is not None:
             at = _point(old)
-            self._tree = copy(self._tree)  # nodes of the old one stay in the index
             self._tree.edit(
                 start,
                 start + len(self._closers),
@@ -74,9 +77,12 @@ class GrowingCode:
                 _after(at, text[start:]),
             )
         self._closers = closers
-        self._tree = self._engine.parse(self._parser, text, deadline, self._tree)
+        began = time.thread_time()
+        self._tree = parse(self._parser, text, deadline, self._tree, start, self._is_slow)
+        self._is_slow = time.thread_time() - began > _SLOW_S
         scan = Scan(self._engine, self._reader, self._tree, text, self._index, deadline)
         hits = scan.hits(start, len(self._data))
+        self._index.release()
         new = {(hit.rule.id, hit.line, hit.column): hit for hit in hits}  # it may have grown
         fresh = [hit for place, hit in new.items() if place not in self._seen]
         self._seen.update(new)

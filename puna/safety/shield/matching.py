@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from tree_sitter import Node, Query, QueryCursor, Tree
 
 from puna.safety.shield.conditions import Place
-from puna.safety.shield.engine import Deadline, Engine, ScanTimeout
+from puna.safety.shield.engine import Engine
 from puna.safety.shield.imports import aliases_of
+from puna.safety.shield.index import Index
 from puna.safety.shield.needles import may_match
+from puna.safety.shield.parsing import Deadline, ScanTimeout
 from puna.safety.shield.rules import Pattern, Rule
 from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
-from puna.safety.shield.values import LOOK_BACK, Index, Values
+from puna.safety.shield.values import LOOK_BACK, Values
 
 _BLOCKS = (
     "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
@@ -80,7 +82,7 @@ class Scan:
         captures = self._captures(start, end)
         for node in captures.get("import", ()):
             self._reader.aliases.update(aliases_of(self._engine.language, node))
-        self._index.add(captures.get("set", []), captures.get("function", []))
+        self._index.add(self._root, captures.get("set", []), captures.get("function", []))
         yield from self._calls(captures.get("call", ()))
         yield from self._sets(captures.get("set", ()))
         if self._engine.rules.built:

@@ -3,8 +3,9 @@
 from puna.core.errors import UsageError
 from puna.safety.shield import rules
 from puna.safety.shield.blocks import find_blocks
-from puna.safety.shield.engine import Deadline, ScanTimeout, engine
+from puna.safety.shield.engine import engine
 from puna.safety.shield.matching import Hit, Scan
+from puna.safety.shield.parsing import Deadline, ScanTimeout, parse
 from puna.safety.shield.pieces import Piece
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
@@ -45,7 +46,7 @@ def scan(code: str, language: str, seconds: float = 10.0) -> Result:
     opening, deadline = own.opening(code), Deadline(seconds)
     data = opening + code.encode("utf-8", "replace")
     try:
-        tree = own.parse(own.parser(), data, deadline)
+        tree = parse(own.parser(), data, deadline)
         hits = Scan(own, Reader(own.grammar), tree, data, deadline=deadline).hits()
     except ScanTimeout:
         return Result(fault="the code takes too long to judge")

@@ -10,8 +10,9 @@ from typing import Literal
 from puna.safety.safeguard import Decision, Verdict
 from puna.safety.shield import rules
 from puna.safety.shield.blocks import BlockFinder, Line
-from puna.safety.shield.engine import ScanTimeout, engine
+from puna.safety.shield.engine import engine
 from puna.safety.shield.incremental import GrowingCode
+from puna.safety.shield.parsing import ScanTimeout
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.scanner import finding, scan_unknown
 

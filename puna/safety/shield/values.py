@@ -5,13 +5,13 @@ at what stands before the place of use, so that it says the same of a stream as 
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tree_sitter import Node
 
 from puna.safety.shield.grammars import Grammar, words
+from puna.safety.shield.index import Index
 from puna.safety.shield.names import Names
 from puna.safety.shield.tree import STRINGS, SUBSCRIPTS, Reader, children, pieces, text_of
 
@@ -31,13 +31,6 @@ _NUMBERS = words(
     "integer_literal real_literal float_literal int_literal decimal_floating_point_literal "
     "true false boolean boolean_literal"
 )
-_NO_VARIABLES = words(
-    "keyword_argument pair keyed_element default_parameter typed_default_parameter parameter "
-    "element_value_pair jsx_attribute field_initializer initializer_pair optional_parameter "
-    "array_element_initializer keyword_parameter simple_parameter flow_pair block_mapping_pair "
-    "Attribute attribute element"
-)
-"""Facts that give a value to something else than a variable."""
 _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", "is", "not in"})
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
 _INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
@@ -84,44 +77,6 @@ class Knowledge:
     """Calls whose result is harmless."""
     builders: Names = field(default_factory=Names)
     """Calls that make a string of their arguments."""
-
-
-class Index:
-    """Where names get their values and where functions are; grows with the code."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._pending: list[Node] = []
-        self._definitions: dict[str, dict[int, tuple[Node, bool]]] = {}
-        self._functions: dict[int, Node] = {}
-        self._starts: list[int] | None = None
-
-    def add(self, sets: list[Node], functions: list[Node]) -> None:
-        """Take note of nodes; those seen before, by their start, may have grown."""
-        self._pending += [node for node in sets if node.type not in _NO_VARIABLES]
-        if functions:
-            self._functions.update((node.start_byte, node) for node in functions)
-            self._starts = None
-
-    def definitions(self, name: str) -> dict[int, tuple[Node, bool]]:
-        """The values that a name gets, by where: the value, and whether it is added to an old."""
-        for node in self._pending:
-            added = "augmented" in node.type or node.type.startswith(("operator_", "compound_"))
-            for target, value in self._reader.targets(node):
-                self._definitions.setdefault(target, {})[node.start_byte] = (value, added)
-        self._pending.clear()
-        return self._definitions.get(name, {})
-
-    def function(self, at: int) -> Node | None:
-        """The innermost named function around a byte, with its decorators."""
-        if self._starts is None:
-            self._starts = sorted(self._functions)
-        for n in range(bisect_left(self._starts, at + 1) - 1, -1, -1):
-            found = self._functions[self._starts[n]]
-            if found.end_byte > at:
-                parent = found.parent
-                return parent if parent and parent.type == "decorated_definition" else found
-        return None
 
 
 class Values:
@@ -293,7 +248,7 @@ class Values:
         last = name.rpartition(".")[2]
         if _CONSTANT_NAME.match(last):
             return Value(const=True)
-        if self._index.definitions(name):
+        if self._index.is_defined(name):
             return self._variable(node, safe, depth)
         inner = children(node)
         base = self.of(inner[0], safe, depth + 1) if inner else _UNKNOWN
@@ -310,27 +265,21 @@ class Values:
             return Value(tainted=True)
         at = node.start_byte
         function = self.function(at)
-        before = {
-            start: found
-            for start, found in self._index.definitions(name).items()
-            if start < at and found[0].end_byte <= at
-        }
+        before = self._index.before(name, at)
         opening = at if function is None else function.start_byte
-        inside = {start: found for start, found in before.items() if start >= opening}
+        inside = [found for found in before if found.start >= opening]
         is_param = function is not None and _names_parameter(function, name)
         if not inside and is_param:
             return Value(param=True)
-        chosen = inside or before
-        if not chosen:
-            const = bool(_CONSTANT_NAME.match(name))
-            return Value(const=const, param=not const and self._of_lambda(name, node))
-        known = [chosen[start] for start in sorted(chosen)]
+        known = inside or before
+        if not known:
+            return Value(const=bool(_CONSTANT_NAME.match(name)))
         self._busy.add(node.id)
         try:
-            values = [self.of(value, safe, depth + 1) for value, _ in known[-4:]]
+            values = [self.of(self._index.value(one), safe, depth + 1) for one in known[-4:]]
         finally:
             self._busy.discard(node.id)
-        if any(added for _, added in known):
+        if any(one.is_added for one in known):
             return self._joined(values)
         whole = self._all(values)
         whole.text = values[-1].text

@@ -1,0 +1,104 @@
+"""Where names get their values and where functions are, in code that grows.
+
+Places are kept, not nodes: a node keeps its whole tree, and a stream has a tree for every line.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tree_sitter import Node
+
+from puna.safety.shield.grammars import words
+from puna.safety.shield.tree import Reader
+
+_NO_VARIABLES = words(
+    "keyword_argument pair keyed_element default_parameter typed_default_parameter parameter "
+    "element_value_pair jsx_attribute field_initializer initializer_pair optional_parameter "
+    "array_element_initializer keyword_parameter simple_parameter flow_pair block_mapping_pair "
+    "Attribute attribute element"
+)
+"""Facts that give a value to something else than a variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A name gets a value; places are bytes."""
+
+    start: int
+    value_start: int
+    value_end: int
+    is_added: bool
+    """Whether the value is added to an old one."""
+
+
+class Index:
+    """Definitions and functions of one text; positions hold as long as the text only grows."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._root: Node | None = None
+        self._pending: list[Node] = []
+        self._definitions: dict[str, dict[int, Definition]] = {}
+        self._functions: dict[int, int] = {}
+        """End of each function, by its start."""
+        self._starts: list[int] | None = None
+
+    def add(self, root: Node, sets: list[Node], functions: list[Node]) -> None:
+        """Take note of nodes of the newest tree; those seen before may have grown."""
+        self._root = root
+        self._pending += [node for node in sets if node.type not in _NO_VARIABLES]
+        if functions:
+            self._functions.update((node.start_byte, node.end_byte) for node in functions)
+            self._starts = None
+
+    def settle(self) -> None:
+        """Let go of the nodes that were added."""
+        for node in self._pending:
+            added = "augmented" in node.type or node.type.startswith(("operator_", "compound_"))
+            for name, value in self._reader.targets(node):
+                found = Definition(node.start_byte, value.start_byte, value.end_byte, added)
+                self._definitions.setdefault(name, {})[node.start_byte] = found
+        self._pending.clear()
+
+    def release(self) -> None:
+        """Let go of the tree as well, until the next is added."""
+        self.settle()
+        self._root = None
+
+    def is_defined(self, name: str) -> bool:
+        """Whether the name gets a value anywhere."""
+        self.settle()
+        return name in self._definitions
+
+    def before(self, name: str, at: int) -> list[Definition]:
+        """The values that a name got before a place, in order."""
+        self.settle()
+        found = self._definitions.get(name, {})
+        return [found[s] for s in sorted(found) if s < at and found[s].value_end <= at]
+
+    def value(self, found: Definition) -> Node | None:
+        """The node of a value, in the newest tree."""
+        if self._root is None:
+            return None
+        return self._root.named_descendant_for_byte_range(found.value_start, found.value_end)
+
+    def function(self, at: int) -> Node | None:
+        """The innermost named function around a byte, with its decorators."""
+        if self._starts is None:
+            self._starts = sorted(self._functions)
+        for n in range(bisect_left(self._starts, at + 1) - 1, -1, -1):
+            start = self._starts[n]
+            if self._functions[start] > at:
+                return next(self._function_nodes(start), None)
+        return None
+
+    def _function_nodes(self, start: int) -> Iterator[Node]:
+        """The function that starts at a place, from the smallest node there outwards."""
+        assert self._root is not None
+        node = self._root.named_descendant_for_byte_range(start, start + 1)
+        while node is not None:
+            if node.start_byte == start and node.type in self._reader.grammar.functions:
+                parent = node.parent
+                yield parent if parent and parent.type == "decorated_definition" else node
+            node = node.parent
