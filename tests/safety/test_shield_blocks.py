@@ -225,7 +225,7 @@ def test_prose_is_never_code() -> None:
 ANSWER = PROSE + "".join(f"{FENCED[name]}\n" for name in FENCED) + "".join(LOOSE.values()) + PROSE
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, len(ANSWER)), max_size=60))
 def test_the_cut_of_an_answer_changes_nothing(cuts: list[int]) -> None:
     assert lines_of(ANSWER, tuple(cuts)) == lines_of(ANSWER)
@@ -238,7 +238,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(PIECES, max_size=50))
 def test_any_text_comes_back_whole_and_what_went_out_early_was_prose(pieces: list[str]) -> None:
     whole = "".join(pieces)
@@ -263,7 +263,7 @@ def test_a_sentence_goes_out_before_its_line_ends_and_code_does_not() -> None:
     assert not finder.held_is_prose
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.text(max_size=300))
 def test_no_text_breaks_the_guess(text: str) -> None:
     assert isinstance(guess_language(text), str)
