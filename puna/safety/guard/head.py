@@ -99,7 +99,7 @@ def fit_logistic(
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return Linear(mean_d, scale_d, weight_od.detach(), bias_o.detach())
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from puna.core.errors import ExtraMissing
-from puna.safety.safeguard import Verdict
+from puna.safety.safeguard import Decision, Verdict
 
 Group = Literal["secrets", "personal"]
 Removal = Literal["allow", "warn", "redact", "block"]
@@ -198,7 +198,7 @@ class Redactor:
         return True
 
     def _note(self, item: Found, action: Removal) -> None:
-        decision = "block" if action == "block" else "warn"
+        decision: Decision = "block" if action == "block" else "warn"
         if self.verdict.decision != "block":
             what = "a secret" if item.group == "secrets" else "personal data"
             self.verdict = Verdict(decision, f"{what} ({item.kind})")
