@@ -20,6 +20,8 @@ _BLOCKS = (
 )  # fmt: skip
 _MOST_MATCHES = 1024
 """Matches that a query may have begun and not ended; real code has at most a few hundred."""
+_CHECKED = 64
+"""Nodes between two looks at the clock, which take longer than most nodes."""
 _SHORT = 8
 """Strings below this length are not taken apart."""
 
@@ -111,8 +113,9 @@ class Scan:
     def _calls(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
         reader = self._reader
-        for node in nodes:
-            self._deadline.check()
+        for n, node in enumerate(nodes):
+            if n % _CHECKED == 0:
+                self._deadline.check()
             patterns = by_last.get(reader.last(node))
             if not patterns and not others:
                 continue
@@ -169,8 +172,9 @@ class Scan:
 
     def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         kinds = self._engine.grammar.concats | self._engine.grammar.interpolated
-        for node in nodes:
-            self._deadline.check()
+        for n, node in enumerate(nodes):
+            if n % _CHECKED == 0:
+                self._deadline.check()
             operator = node.child_by_field_name("operator")
             if node.end_byte - node.start_byte < _SHORT or (
                 operator is not None and operator.type not in self._engine.grammar.operators

@@ -1,7 +1,7 @@
 """Texts without which a regular expression cannot match: looked for first, as that is faster."""
 
 import re
-from re import _parser as sre  # what the expressions are made of; there is no public way to ask
+from re import _parser as sre  # type: ignore[attr-defined]  # there is no public way to ask
 from typing import Any
 
 
