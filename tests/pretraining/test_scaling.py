@@ -66,6 +66,12 @@ def test_a_budget_whose_lowest_loss_is_not_between_its_sizes_is_left_out() -> No
         fit_law(points(1, 0.0)[:16])
 
 
+def test_runs_far_from_the_best_do_not_bend_the_parabola() -> None:
+    plain = points(seed=0, noise=0.0)
+    far = [Point(p.budget, p.x * 50, p.loss * 1.3) for p in plain[::7]]
+    assert fit_law(plain + far).power.value == pytest.approx(ALPHA, abs=1e-6)
+
+
 def test_accuracy_is_found_again_through_likelihood() -> None:
     def nats(flops: float) -> float:
         return 6.0 - 0.21 * math.log10(flops)

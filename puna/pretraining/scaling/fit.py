@@ -16,6 +16,7 @@ from puna.core.errors import UsageError
 Floats = npt.NDArray[np.float64]
 RESAMPLED = 1000
 _FEWEST_SIZES = 4  # of a budget: three fix a parabola, more say how well
+_NEAR = 0.1  # a parabola holds near its lowest point only: runs further above it are left out
 _FEWEST_FOR_FLOOR = 5  # budgets from which a loss that no compute removes is fitted too
 
 
@@ -135,7 +136,14 @@ def _groups(points: Sequence[Point]) -> dict[float, list[Point]]:
                 f"the budget {budget:.3g} has {len(group)} runs: a parabola needs at least "
                 f"{_FEWEST_SIZES}"
             )
-    return groups
+    return {budget: _near(group) for budget, group in groups.items()}
+
+
+def _near(group: Sequence[Point]) -> list[Point]:
+    """The runs near the best one in loss, four at least, in the order of x."""
+    ranked = sorted(group, key=lambda p: p.loss)
+    limit = max(ranked[0].loss * (1 + _NEAR), ranked[_FEWEST_SIZES - 1].loss)
+    return [point for point in group if point.loss <= limit]
 
 
 def _parabola(budget: float, group: Sequence[Point]) -> Parabola:
