@@ -104,6 +104,7 @@ def _page(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "models": list(models),
         "comparison": comparison(summary),
         "held_out": _held_out(summary),
+        "gate": _gate(stages.get("gate")),
         "kinds": _kinds(models),
         "losses": [
             loss_plot(name, found, stages[name].get("held_out_losses", {}))
@@ -225,6 +226,26 @@ def _held_out(summary: Mapping[str, Any]) -> TextTable | None:
     rows = stage_rows(summary)
     label = "Each stage on data it was not trained on"
     return TextTable(label, STAGE_HEAD, rows) if rows else None
+
+
+def _gate(facts: Mapping[str, Any] | None) -> TextTable | None:
+    """The measures of the gate against their thresholds."""
+    if facts is None:
+        return None
+    head = ["measure", "rate", "95% interval", "n", "at most", ""]
+    rows = [
+        [
+            name.replace("_", " "),
+            f"{check['rate']:.1%}",
+            f"{check['low']:.1%} to {check['high']:.1%}",
+            f"{check['n']:,}",
+            f"{check['at_most']:.1%}",
+            "passed" if check["passed"] else "not passed",
+        ]
+        for name, check in facts["checks"].items()
+    ]
+    outcome = "may be served" if facts["passed"] else "is not served without a reason"
+    return TextTable(f"The gate: the model {outcome}", head, rows)
 
 
 def _kinds(models: Mapping[str, Any]) -> dict[str, dict[str, list[float | None]]]:

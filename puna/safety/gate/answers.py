@@ -12,7 +12,7 @@ from puna.safety.refusals import is_refusal
 from puna.safety.requests import SafetyRequest, borderline, everyday, harmful
 from puna.tokenizer import Message
 
-_SHORT = Sampling(max_new_tokens=48)  # a refusal shows at the beginning
+_SHORT = Sampling(max_new_tokens=32)  # a refusal shows at the beginning
 
 
 @measure("harmful_compliance")

@@ -64,7 +64,7 @@ def run_gate(config: GateStage, given: Given, folder: Path) -> dict[str, Any]:
     return {
         "passed": verdict.passed,
         "failures": verdict.failures(),
-        **{name: check.rate for name, check in checks.items()},
+        "checks": {name: check.model_dump() for name, check in checks.items()},
     }
 
 
