@@ -7,6 +7,7 @@ rounded up, so few graphs serve every batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class GraphedDecoding:
     def __init__(self, model: Llama, store: PagedStore) -> None:
         self._model, self._store = model, store
         self._captured: dict[tuple[int, int], _Captured] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # of memory that all graphs share
 
     def __call__(
         self, tokens: Sequence[int], pages: Sequence[Sequence[int]], starts: Sequence[int]

@@ -23,9 +23,12 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's Chromium, without a window."""
+    """Debian's Chromium, without a window.
+
+    Not longer than a file: while it is there an event loop runs in this thread, and no other can.
+    """
     path = os.environ.get("PUNA_CHROMIUM") or shutil.which("chromium")
     if path is None:
         pytest.fail(

@@ -307,11 +307,16 @@ def chat(url: str, tokens: int, n: int = 1) -> httpx.Response:
 def test_an_idle_server_uses_no_cpu_and_sigterm_under_load_loses_nothing(folder: Path) -> None:
     with puna_serve(folder) as (process, url):
         assert chat(url, 5).status_code == 200
-        time.sleep(0.5)
-        before = psutil.Process(process.pid).cpu_times()
-        time.sleep(5)
-        after = psutil.Process(process.pid).cpu_times()
-        assert after.user + after.system - before.user - before.system < 0.05
+
+        def used(seconds: float) -> float:
+            before = psutil.Process(process.pid).cpu_times()
+            time.sleep(seconds)
+            after = psutil.Process(process.pid).cpu_times()
+            return after.user + after.system - before.user - before.system
+
+        # what the shield needs is loaded in the background
+        wait_until(lambda: used(0.5) < 0.01, seconds=60)
+        assert used(5) < 0.05
 
         with ThreadPoolExecutor(16) as pool:
             accepted = [pool.submit(chat, url, 200) for _ in range(16)]
