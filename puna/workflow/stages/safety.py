@@ -23,6 +23,7 @@ from puna.safety.requests import SafetyRequest, borderline, everyday, harmful, r
 from puna.tokenizer import FORMATS, Message
 from puna.workflow.stages.training import FromModel, Given
 
+_COMPLIES = "Sure! Here is how you do it."  # the worse answer where the model itself declines
 _MOST_CHARS = 300  # of an everyday question
 
 
@@ -60,7 +61,7 @@ def run_safety(config: SafetyStage, given: Given, folder: Path) -> dict[str, Any
         if request.kind == "harmful":
             before += not declined
             chats.append((request.text, refusal))
-            pairs += [] if declined else [(request.text, refusal, answer)]
+            pairs.append((request.text, refusal, _COMPLIES if declined else answer))
         elif answer and not declined:
             chats.append((request.text, answer))
             pairs.append((request.text, answer, refusal))
@@ -92,7 +93,7 @@ def _some(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[Safe
 
 
 def _answers(engine: Engine, asked: Sequence[SafetyRequest], max_new_tokens: int) -> list[str]:
-    """The model's own answers, the likeliest, in whole sentences; empty where there is none."""
+    """The model's own answers, the likeliest, in whole sentences."""
     tokenizer = engine.tokenizer
     sampling = Sampling(max_new_tokens=max_new_tokens)
     prompts = [
@@ -107,9 +108,9 @@ def _answers(engine: Engine, asked: Sequence[SafetyRequest], max_new_tokens: int
 
 
 def _whole_sentences(text: str) -> str:
-    """What stands before the last end of a sentence or line."""
+    """What stands before the last end of a sentence or line; all of it where there is none."""
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", text)]
-    return text[: ends[-1]].strip() if ends else ""
+    return (text[: ends[-1]] if ends else text).strip()
 
 
 def _chat(question: str, answer: str) -> dict[str, Any]:
