@@ -8,9 +8,9 @@ holds; fp32 weights and AdamW, rows of 8,192 tokens, vocabulary 128,256. Puna ru
 loop with compiled blocks: rows packed with documents of log-normal length (median 1,024) that do
 not see each other, then rows of one document each, then packed ones in float8. transformers runs
 ``LlamaForCausalLM`` under autocast with SDPA's flash attention and fused AdamW, rows of one
-document each, which spares it a mask; two rows, or one where two do not fit. Each side has a process
-of its own;
-figures are medians over steps after two of warm-up, timed with the device synchronised.
+document each, which spares it a mask; two rows, or one where two do not fit. Each side has a
+process of its own; figures are medians over steps after two of warm-up, timed with the device
+synchronised.
 
 TFLOP/s are 6 per weight that multiplies, and for attention 12 * layers * heads * head_dim times
 the row's length, as torchtitan counts; the second figure counts only the positions that are

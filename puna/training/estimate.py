@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from puna.core.devices import default_device
 from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
-from puna.model.loss import chunk_rows
 from puna.model.attention import PLAIN_POSITIONS, plain_is_faster
+from puna.model.loss import chunk_rows
 from puna.training.adamw8bit import BLOCK, SMALL
 from puna.training.config import LoopConfig
 from puna.training.loop import compute_dtype, recompute_of
