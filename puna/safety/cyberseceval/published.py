@@ -1,6 +1,6 @@
-"""Figures that others published, to stand beside ours; only such whose source was looked up.
+"""Figures that others published, to stand beside ours, each with where it stands.
 
-They were measured with the published prompts and other judges, so they say where a model stands,
+Taken from the abstracts and as others quote the papers. They were measured with the published prompts and other judges, so they say where a model stands,
 not which of two close ones is better.
 """
 
