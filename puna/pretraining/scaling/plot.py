@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from puna.core.files import write_bytes
 from puna.pretraining.scaling.fit import Law
@@ -50,6 +51,7 @@ def draw(results: Sequence[Result], law: Law, path: Path, held_out: Sequence[flo
         right.set_ylabel("best held-out loss, nats per token")
         for axes in (left, middle, right):
             axes.spines[["top", "right"]].set_visible(False)
+            axes.xaxis.set_minor_formatter(NullFormatter())  # between powers of ten they collide
         write_bytes(path, _rendered(figure, path.suffix.lstrip(".") or "svg"))
 
 
