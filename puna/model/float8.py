@@ -73,14 +73,14 @@ class Float8Linear(Linear):
         return out[: len(rows) - missing].view(*x.shape[:-1], -1)
 
 
-def set_float8(blocks: nn.Module, *, on: bool) -> None:
-    """Let the trained products of ``blocks`` be in 8 bits, or no longer. No weight changes.
+def set_float8(model: nn.Module, *, on: bool) -> None:
+    """Let the trained products of the blocks be in 8 bits, or no longer. No weight changes.
 
     Raises `UsageError` for widths and devices that cannot.
     """
     before, after = (Linear, Float8Linear) if on else (Float8Linear, Linear)
-    for name, module in blocks.named_modules():
-        if type(module) is not before:
+    for name, module in model.named_modules():
+        if type(module) is not before or ".layers." not in name:
             continue
         if on:
             _check(name, module.weight)

@@ -190,7 +190,7 @@ def train(
     window = _Window()
     for part in parallel.parts:
         part.compute_dtype, part.recompute = dtype, recompute_of(config)
-    set_float8(model.model.layers, on=float8)
+    set_float8(model, on=float8)
     if config.compile:
         model.compile_blocks()
     if config.offload_activations and model.device.type == "cpu":
@@ -239,5 +239,5 @@ def train(
         )
     for part in parallel.parts:
         part.compute_dtype = part.recompute = None
-    set_float8(model.model.layers, on=False)
+    set_float8(model, on=False)
     return at

@@ -47,7 +47,7 @@ def test_a_model_learns_in_8_bits_what_it_learns_in_bf16() -> None:
         model = Llama(LlamaConfig(**SHAPE))
         model.init_weights(seed=1)
         model.compute_dtype = torch.bfloat16
-        set_float8(model.model.layers, on=on)
+        set_float8(model, on=on)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         first = float(loss_of(model, ids).detach())
         for _ in range(25):
@@ -66,14 +66,16 @@ def test_only_products_of_blocks_change_and_all_change_back() -> None:
     with torch.no_grad():
         before = model(ids)
         names = list(model.state_dict())
-        set_float8(model.model.layers, on=True)
+        set_float8(model, on=True)
         assert sum(type(m) is Float8Linear for m in model.modules()) == 14
         assert type(model.lm_head) is Linear
         assert list(model.state_dict()) == names
-        set_float8(model.model.layers, on=False)
+        set_float8(model, on=False)
         assert torch.equal(model(ids), before)
 
 
 def test_a_width_the_hardware_cannot_do_is_named() -> None:
-    with pytest.raises(UsageError, match=r"multiples of 16; 0\.mlp\.gate_proj has \(100, 64\)"):
-        set_float8(Llama(LlamaConfig(**SHAPE | {"ffn_dim": 100})).model.layers, on=True)
+    with pytest.raises(
+        UsageError, match=r"multiples of 16; model\.layers\.0\.mlp\.gate_proj has \(100, 64\)"
+    ):
+        set_float8(Llama(LlamaConfig(**SHAPE | {"ffn_dim": 100})), on=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -219,12 +220,16 @@ class TestMutation:
 
     def test_what_came_further_is_what_children_are_made_of(self) -> None:
         # Only templates with a certain word get further; it spreads through the generations.
+        first, attack = Scripted(lambda _: REFUSAL), self.attack(population=16, generations=1)
+        asyncio.run(mutation.run(attack, arena_of(Cast(first), attack)))
+        held = Counter(w for asked in first.asked for w in set(asked[-1].content.split()))
+        word = min(word for word, times in held.items() if times == 2 and len(word) > 4)
+
         judge = Scripted(lambda m: "5" if "got: True" in m[0].content else "1")
-        target = Scripted(lambda m: f"got: {'novel' in m[-1].content}")
+        target = Scripted(lambda m: f"got: {word in m[-1].content}")
         attack = self.attack(population=16, generations=6)
-        arena = arena_of(Cast(target, judge=judge), attack)
-        asyncio.run(mutation.run(attack, arena))
-        with_word = ["novel" in asked[-1].content for asked in target.asked]
+        asyncio.run(mutation.run(attack, arena_of(Cast(target, judge=judge), attack)))
+        with_word = [word in asked[-1].content for asked in target.asked]
         assert 0 < sum(with_word[:16]) < sum(with_word[-16:])
 
     def test_a_run_is_a_function_of_its_seed(self) -> None:
