@@ -1,7 +1,7 @@
 """Figures that others published, to stand beside ours, each with where it stands.
 
-Taken from the abstracts and as others quote the papers. They were measured with the published prompts and other judges, so they say where a model stands,
-not which of two close ones is better.
+Taken from the abstracts and as others quote the papers. They were measured with the published
+prompts and other judges, so they say where a model stands, not which of two close ones is better.
 """
 
 from typing import Any
