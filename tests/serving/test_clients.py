@@ -1,5 +1,6 @@
 """Clients of others: langchain, lm-eval's requests, and OpenAI's classes of errors."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -180,6 +181,7 @@ def test_a_model_that_fails_in_the_middle_ends_the_stream_with_an_error(
 
     def breaking(*given: Any) -> Any:
         calls.append(given)
+        time.sleep(0.1)  # so that what was written is on its way
         if len(calls) == 4:
             raise RuntimeError("the model broke")
         return choose(*given)
