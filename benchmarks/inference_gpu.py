@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import torch
 from harness import Claim, finish, print_table
-from train_gpu import new_model, synchronise
+from train_gpu import new_model, peer_model, synchronise
 
 from puna.core.devices import default_device, describe_machine, memory_bandwidth
 from puna.inference import Engine, EngineConfig, Request, Sampling
@@ -183,21 +183,7 @@ class Measured:
 
 def peer_figures(config: LlamaConfig) -> dict[str, float]:
     """transformers' ``generate`` in bf16."""
-    from transformers import LlamaConfig as PeerConfig
-    from transformers import LlamaForCausalLM
-
-    device = default_device()
-    with device:
-        model = LlamaForCausalLM._from_config(
-            PeerConfig(
-                vocab_size=config.vocab_size, hidden_size=config.dim,
-                intermediate_size=config.ffn_dim, num_hidden_layers=config.n_layers,
-                num_attention_heads=config.n_heads, num_key_value_heads=config.n_kv_heads,
-                max_position_embeddings=config.context,
-                tie_word_embeddings=config.tie_embeddings,
-            ),
-            attn_implementation="sdpa", dtype=torch.bfloat16,
-        ).eval()  # fmt: skip
+    device, model = default_device(), peer_model(config, torch.bfloat16).eval()
 
     @torch.inference_mode()
     def seconds(n_rows: int, n_prompt: int, n_new: int) -> float:

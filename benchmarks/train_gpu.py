@@ -180,13 +180,13 @@ def run_puna(size: str, tiny: bool, steps: int, say: Callable[..., None]) -> Non
             say("puna", name, found)
 
 
-def run_transformers(size: str, tiny: bool, steps: int, say: Callable[..., None]) -> None:
+def peer_model(config: LlamaConfig, dtype: torch.dtype) -> Any:
+    """transformers' model of this shape, random, on the device, with SDPA."""
     from transformers import LlamaConfig as PeerConfig
     from transformers import LlamaForCausalLM
 
-    config, device = config_of(size, tiny), default_device()
-    with device:
-        model = LlamaForCausalLM._from_config(
+    with default_device():
+        return LlamaForCausalLM._from_config(
             PeerConfig(
                 vocab_size=config.vocab_size,
                 hidden_size=config.dim,
@@ -198,7 +198,13 @@ def run_transformers(size: str, tiny: bool, steps: int, say: Callable[..., None]
                 tie_word_embeddings=config.tie_embeddings,
             ),
             attn_implementation="sdpa",
+            dtype=dtype,
         )
+
+
+def run_transformers(size: str, tiny: bool, steps: int, say: Callable[..., None]) -> None:
+    config, device = config_of(size, tiny), default_device()
+    model = peer_model(config, torch.float32)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
     generator = torch.Generator(device).manual_seed(1)

@@ -35,10 +35,11 @@ def document_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> Te
     return (seen & causal)[:, None]
 
 
-def packed_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None) -> Mask:
-    """`document_mask` in the form that attention is fast with here."""
-    make = block_mask if documents_bt.is_cuda else document_mask
-    return make(documents_bt, prefixes_bt)
+def packed_mask(documents_bt: Tensor, prefixes_bt: Tensor | None = None, first: int = 0) -> Mask:
+    """`document_mask` as attention is fast with it here, of the queries from ``first`` on."""
+    if documents_bt.is_cuda:
+        return block_mask(documents_bt, prefixes_bt, first)
+    return document_mask(documents_bt, prefixes_bt)[:, :, first:]
 
 
 def plain_is_faster(x_btd: Tensor) -> bool:

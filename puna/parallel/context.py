@@ -17,8 +17,7 @@ from torch import Tensor
 from puna.core.errors import UsageError
 from puna.data import Batch
 from puna.model import Llama, grouped_attention
-from puna.model.attention import Mask, document_mask
-from puna.model.flex import block_mask
+from puna.model.attention import Mask, packed_mask
 
 # torch 2.13 renames them
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -86,12 +85,7 @@ class Pieces:
         for number in (self.place, 2 * self.of - 1 - self.place):
             first, end = number * size, (number + 1) * size
             seen, read = whole[:, :end], prefixes[:, :end]
-            mask: Mask
-            if whole.is_cuda:
-                mask = block_mask(seen, read, first)
-            else:
-                mask = document_mask(seen, read)[:, :, first:]
-            made.append((end, mask))
+            made.append((end, packed_mask(seen, read, first)))
         return made
 
     def attend(
