@@ -21,9 +21,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/puna run recipes/quickstart.yaml
 
-# Two files of tests at a time, so the libraries beneath take one thread each.
+# Two files of tests at a time, so the libraries beneath take one thread each; then those that watch a clock, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not clock" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clock
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -133,6 +133,7 @@ def test_demonstrations_below_main_are_not_run() -> None:
     assert unit_tests(text, DOUBLE) == 1.0
 
 
+@pytest.mark.clock
 def test_a_reward_is_found_by_name_and_scores_side_by_side() -> None:
     scorer = load_scorer("puna.evaluation.code:unit_tests")
     task, waits = Task([1], DOUBLE), "import time; time.sleep(0.5)\ndef double(n): return 2 * n"

@@ -27,6 +27,7 @@ from puna.evaluation.sandbox import (
     run_python,
 )
 
+pytestmark = pytest.mark.clock
 ENOUGH = (LAYERS, ("namespaces", "private root", "seccomp"), ("landlock", "seccomp"))
 ROUTES = [route for route in ENOUGH if set(route) <= set(available().layers)]
 BREACH = "BREACH"

@@ -221,6 +221,7 @@ def test_closing_ends_readers_and_refuses_newcomers(build: Build) -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.clock
 def test_an_idle_engine_uses_no_processor(build: Build) -> None:
     async def scene() -> None:
         async with started(build()) as worker:

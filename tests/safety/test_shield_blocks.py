@@ -280,6 +280,7 @@ def test_parse_errors_decide_between_languages_that_look_alike() -> None:
     assert picked == {"java", "csharp"}
 
 
+@pytest.mark.clock
 @pytest.mark.parametrize(
     "line", ["a" * 200_000, "A b " * 50_000, "x(" * 100_000, "> " * 100_000, '"a":' * 50_000]
 )

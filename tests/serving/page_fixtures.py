@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from page_site import Script, Site, scripted_app
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 FLAGS = (
     "--no-sandbox",
@@ -21,6 +21,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+expect.set_options(timeout=15_000)  # other tests run beside
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from puna.serving import Hub, ServeConfig, create_app
 from puna.serving.lifecycle import listen
 from puna.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.clock
 ASK = {"prompt": [1, 2, 3]}
 
 

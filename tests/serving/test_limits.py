@@ -15,6 +15,7 @@ from puna.serving import Hub, ServeConfig, create_app
 from puna.serving.auth import KeyFile
 from puna.serving.limits import Bucket
 
+pytestmark = pytest.mark.clock
 ASK = {"prompt": [1, 2, 3]}
 
 
@@ -255,12 +256,12 @@ def test_a_full_queue_says_when_to_come_back_and_lets_in_all_choices_or_none(
 
 @pytest.fixture
 def hasty(new_engine: Callable[..., Engine], serve: Serve) -> Iterator[tuple[str, Engine]]:
-    """A server whose answers may take a second, over an engine that takes its time."""
+    """A server whose answers may take three seconds, over an engine that takes eight."""
     engine = new_engine()
-    slow_down(engine, 0.02)
+    slow_down(engine, 0.04)
     hub = Hub({"tiny": engine})
     hub.start()
-    app = create_app(hub, ServeConfig(request_seconds=1, log_requests=False))
+    app = create_app(hub, ServeConfig(request_seconds=3, log_requests=False))
     app.include_router(router)
     with serve(app) as running:
         yield running.url, engine

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from page_site import Site
 from playwright.sync_api import Page, expect
 
 pytest_plugins = ["page_fixtures"]
+pytestmark = pytest.mark.clock
 
 
 def figures(tokens_per_s: float = 40.0) -> Callable[[], dict[str, Any]]:
