@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from puna.core.huge_pages import move_to_huge_pages
 from puna.inference.adapters import Adapters
 from puna.inference.blocks import OneRow, compiled_blocks
 from puna.inference.cache import PagedStore
@@ -64,6 +65,8 @@ class Runner:
     def load(self, model: Llama) -> None:
         """Take over the weights of ``model``."""
         twin, head = ready_for_inference(model, self.weights, packed_copy=self._packed_copy)
+        if self._packed_copy:  # memory is ample, and no weights are shared with training
+            move_to_huge_pages([twin, head])
         self.model, self.head = twin, head
         turned = self.weights == "w8a8"
         norm = model.model.norm.weight.detach()
