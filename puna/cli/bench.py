@@ -33,6 +33,7 @@ def _facts(engine: Engine, name: str, speed: Speed, runs: int) -> dict[str, Any]
         "weights": engine.weights,
         "compiled": engine.config.compile,
         "speculation": engine.config.speculation,
+        "cache_weights": engine.config.cache_weights,
         "runs": runs,
     }
     share = {"bandwidth_share": speed.bandwidth_share}
@@ -42,9 +43,10 @@ def _facts(engine: Engine, name: str, speed: Speed, runs: int) -> dict[str, Any]
 def _table(engine: Engine, name: str, speed: Speed, runs: int) -> Table:
     compiled = ", compiled" if engine.config.compile else ""
     ahead = f", {engine.config.speculation} tokens ahead" if engine.config.speculation else ""
+    cache = ", int8 cache" if engine.config.cache_weights == "int8" else ""
     machine = describe_machine()
     table = Table(
-        title=f"{escape(name)}, {engine.weights}{compiled}{ahead}",
+        title=f"{escape(name)}, {engine.weights}{cache}{compiled}{ahead}",
         caption=f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads, "
         f"torch {machine['torch']}; median of {runs}",
     )

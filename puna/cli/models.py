@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from puna.cli.options import (
+    CacheWeights,
     Compile,
     Draft,
     GuardNames,
@@ -15,6 +16,7 @@ from puna.cli.options import (
     MinP,
     Model,
     PolicyFile,
+    PrefixCache,
     RepetitionPenalty,
     Seed,
     ShieldMode,
@@ -61,6 +63,8 @@ def chat(
     speculation: Speculation = None,
     draft: Draft = None,
     compiled: Compile = False,
+    cache_weights: CacheWeights = "auto",
+    prefix_cache: PrefixCache = True,
     shield: ShieldMode = "warn",
     guard: GuardNames = None,
     policy: PolicyFile = None,
@@ -84,7 +88,16 @@ def chat(
         seed=seed,
     )
     with Console(stderr=True).status(f"loading {model}"):
-        engine = open_engine(model, weights, speculation, draft, compiled=compiled, max_rows=1)
+        engine = open_engine(
+            model,
+            weights,
+            speculation,
+            draft,
+            compiled=compiled,
+            cache_weights=cache_weights,
+            prefix_cache=prefix_cache,
+            max_rows=1,
+        )
         watching = run(guard_of(guard, policy))
     safeguards = [*shield_of(shield), *([] if watching is None else [watching])]
     try:
@@ -142,6 +155,8 @@ def generate(
     speculation: Speculation = None,
     draft: Draft = None,
     compiled: Compile = False,
+    cache_weights: CacheWeights = "auto",
+    prefix_cache: PrefixCache = True,
 ) -> None:
     """Write on from a prompt, or from every line of a file with --batch."""
     from puna.cli import generate as command
@@ -171,13 +186,17 @@ def generate(
         speculation,
         draft,
         compiled=compiled,
+        cache_weights=cache_weights,
+        prefix_cache=prefix_cache,
         max_rows=rows if text is None else n,
         max_queue_tokens=2**40,  # the caller bounds what waits
     )
     if text is not None:
         command.write_on(engine, text, task, as_json=as_json)
     elif batch is not None and out is not None:
-        settings = {"model": model, "weights": weights}
+        settings: dict[str, str] = {"model": model, "weights": weights}
+        if cache_weights != "auto":  # batches begun before there was a choice go on
+            settings["cache_weights"] = cache_weights
         command.write_batch(engine, batch, out, task, settings, as_json=as_json)
 
 
@@ -187,6 +206,7 @@ def bench(
     speculation: Speculation = None,
     draft: Draft = None,
     compiled: Compile = False,
+    cache_weights: CacheWeights = "auto",
     runs: Annotated[
         int, typer.Option(min=1, max=99, help="Times each figure is taken; the median is shown.")
     ] = 5,
@@ -197,7 +217,13 @@ def bench(
 
     def start(*, compiled: bool) -> "Engine":
         return open_engine(
-            model, weights, speculation, draft, compiled=compiled, prefix_cache=False
+            model,
+            weights,
+            speculation,
+            draft,
+            compiled=compiled,
+            cache_weights=cache_weights,
+            prefix_cache=False,  # a prompt that was read before would not be measured
         )
 
     measure(start, model, compiled=compiled, runs=runs, as_json=as_json)

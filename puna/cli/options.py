@@ -102,6 +102,21 @@ Compile = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+CacheWeights = Annotated[
+    Literal["auto", "int8"],
+    typer.Option(
+        help="Format of keys and values; int8 holds about twice as many tokens in the same memory.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+PrefixCache = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-cache/--no-prefix-cache",
+        help="Keep what was read of earlier texts for prompts that begin alike.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 
 ShieldMode = Annotated[
     Literal["off", "warn", "block"],

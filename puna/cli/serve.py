@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from puna.cli.options import (
+    CacheWeights,
     Compile,
     Draft,
     GuardNames,
     Json,
     PolicyFile,
+    PrefixCache,
     ShieldMode,
     Speculation,
     Weights,
@@ -93,6 +95,8 @@ def serve(
     compiled: Compile = True,
     speculation: Speculation = None,
     draft: Draft = None,
+    cache_weights: CacheWeights = "auto",
+    prefix_cache: PrefixCache = True,
     rows: Annotated[
         int, typer.Option(min=1, help="Most requests decoded together.", rich_help_panel=_LIMITS)
     ] = 64,
@@ -187,6 +191,8 @@ def serve(
             speculation,
             draft,
             compiled=compiled,
+            cache_weights=cache_weights,
+            prefix_cache=prefix_cache,
             max_rows=rows,
             cache_tokens=cache_tokens,
             max_queue=queue,

@@ -27,8 +27,9 @@ def test_json_holds_figures_that_fit_together(puna: Puna, model_folder: Path) ->
 
 
 def test_the_table_names_weights_and_machine(puna: Puna, model_folder: Path) -> None:
-    done = puna("bench", model_folder, "--runs", 1, "--weights", "int8")
+    options = ("--weights", "int8", "--cache-weights", "int8")
+    done = puna("bench", model_folder, "--runs", 1, *options)
     assert done.returncode == 0, done.stderr
-    assert "int8" in done.stdout
+    assert "int8, int8 cache" in done.stdout
     assert "share used in decoding" in done.stdout
     assert "median of 1" in done.stdout

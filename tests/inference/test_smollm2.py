@@ -98,9 +98,19 @@ def test_greedy_text_equals_the_peers_for_64_tokens_on_50_prompts(
     assert engine.stats().cached_tokens > 0
 
 
-def perplexity(smollm2: tuple[Llama, Tokenizer], weights: str, texts: list[list[int]]) -> float:
+def pieces(tokenizer: Tokenizer, n: int) -> list[list[int]]:
+    """Topics of the Python language reference: ``n`` pieces of 512 tokens."""
+    topics = read_source("python-reference")[:40]
+    ids = [i for topic in topics for i in tokenizer.encode(topic.text)]
+    return [ids[at : at + 512] for at in range(0, n * 512, 512)]
+
+
+def perplexity(
+    smollm2: tuple[Llama, Tokenizer], weights: str, texts: list[list[int]], **fields: object
+) -> float:
     model, tokenizer = smollm2
-    config = EngineConfig.parse({"weights": weights, "cache_tokens": 4096}, where="test")
+    settings = {"weights": weights, "cache_tokens": 4096, **fields}
+    config = EngineConfig.parse(settings, where="test")
     options = Sampling(max_new_tokens=0, prompt_logprobs=True)
     found = generate(Engine(model, tokenizer, config), [Request(text, options) for text in texts])
     scored = [e.logprob for f in found for e in f.prompt_logprobs or () if e is not None]
@@ -111,12 +121,20 @@ def perplexity(smollm2: tuple[Llama, Tokenizer], weights: str, texts: list[list[
 def test_integer_weights_stay_close_to_bf16_on_real_text(
     smollm2: tuple[Llama, Tokenizer],
 ) -> None:
-    """Topics of the Python language reference: 6 pieces of 512 tokens."""
-    _, tokenizer = smollm2
-    topics = read_source("python-reference")[:40]
-    ids = [i for topic in topics for i in tokenizer.encode(topic.text)]
-    texts = [ids[n : n + 512] for n in range(0, 6 * 512, 512)]
+    texts = pieces(smollm2[1], 6)
     bf16 = perplexity(smollm2, "bf16", texts)
     assert perplexity(smollm2, "int8", texts) < 1.01 * bf16
     assert perplexity(smollm2, "w8a8", texts) < 1.01 * bf16
     assert perplexity(smollm2, "int4", texts) < 1.06 * bf16
+
+
+def test_a_cache_in_8_bits_stays_close_to_bf16_on_real_text(
+    smollm2: tuple[Llama, Tokenizer],
+) -> None:
+    """Read 16 tokens at a time, so that most keys and values come from the cache."""
+    texts = [text[:256] for text in pieces(smollm2[1], 2)]
+    settings = {"chunk_tokens": 16, "prefix_cache": False}
+    rounded = perplexity(smollm2, "bf16", texts, cache_weights="int8", **settings)
+    whole = perplexity(smollm2, "bf16", texts, **settings)
+    assert rounded != whole
+    assert rounded < 1.01 * whole
