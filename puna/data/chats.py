@@ -11,11 +11,18 @@ import numpy.typing as npt
 
 from puna.core.errors import UsageError
 from puna.core.random import stable_seed
-from puna.data.records import Record, read_records
+from puna.data.records import Record, near_keys, read_records
 from puna.data.tokens import Ints
 from puna.tokenizer import Message, Tool, ToolCall
 
 ChatForm = Literal["auto", "messages", "sharegpt", "alpaca"]
+CHAT_ROWS = (
+    'a row is {"messages": [{"role": "user", "content": "Hi"}, '
+    '{"role": "assistant", "content": "Hello!"}]}, or (ShareGPT) {"conversations": '
+    '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}, or (Alpaca) '
+    '{"instruction": "Greet me", "output": "Hello!"}'
+)
+"""A row of each form, for messages about data without one."""
 MOST_HELD_OUT = 500
 """Chats that are held out at most: more would make the loss hardly surer, and cost time."""
 
@@ -63,7 +70,7 @@ def read_chats(path: Path, form: ChatForm = "auto") -> Iterator[NamedChat]:
     Raises:
         UsageError: names the file, and the line or row of what is wrong.
     """
-    for record in read_records(path):
+    for record in read_records(path, CHAT_ROWS):
         if form == "auto":
             form = _form_of(record)
         messages = _PARSERS[form](record)
@@ -80,13 +87,10 @@ def _form_of(record: Record) -> ChatForm:
         return "sharegpt"
     if "instruction" in fields:
         return "alpaca"
-    keys = ", ".join(map(str, fields)) or "none"
     if "chosen" in fields and "rejected" in fields:
         raise UsageError(f"{record.where}: these are preferences, not chats: tune on them with dpo")
-    raise UsageError(
-        f'{record.where}: no known form of a chat (its keys: {keys}): give "messages", '
-        '"conversations" (ShareGPT), or "instruction" and "output" (Alpaca)'
-    )
+    keys = near_keys(fields, ("messages", "conversations", "instruction"))
+    raise UsageError(f"{record.where}: no known form of a chat ({keys}): {CHAT_ROWS}")
 
 
 def _parse_messages(record: Record) -> tuple[Message, ...]:

@@ -8,9 +8,16 @@ from pathlib import Path
 from puna.core.errors import UsageError
 from puna.core.random import stable_seed
 from puna.data.chats import parse_messages
-from puna.data.records import Record, read_records
+from puna.data.records import Record, near_keys, read_records
 from puna.tokenizer import Message
 
+PAIR_ROWS = (
+    'a row is {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}, or whole conversations: '
+    '{"chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], '
+    '"rejected": [...]}, or (HH-RLHF) {"chosen": "\\n\\nHuman: Hi\\n\\nAssistant: Hello!", '
+    '"rejected": "..."}'
+)
+"""A row of each form, for messages about data without one."""
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -53,7 +60,7 @@ def read_pairs(path: Path, unfit: Callable[[UnfitPair], None] | None = None) -> 
 
     Raises `UsageError` naming the file, and the line or row of what is wrong.
     """
-    for record in read_records(path):
+    for record in read_records(path, PAIR_ROWS):
         try:
             yield _pair(record)
         except UnfitPair as error:
@@ -64,6 +71,9 @@ def read_pairs(path: Path, unfit: Callable[[UnfitPair], None] | None = None) -> 
 
 def _pair(record: Record) -> NamedPair:
     where = record.where
+    if not {"chosen", "rejected"} <= record.fields.keys():
+        keys = near_keys(record.fields, ("prompt", "chosen", "rejected"))
+        raise UsageError(f"{where}: no pair of answers ({keys}): {PAIR_ROWS}")
     opening = _opening(record)
     chosen, rejected = (_whole(record, key, opening) for key in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:

@@ -8,9 +8,14 @@ from typing import Any
 from puna.core.errors import UsageError
 from puna.core.random import stable_seed
 from puna.data.chats import parse_messages
-from puna.data.records import Record, read_records
+from puna.data.records import Record, near_keys, read_records
 from puna.tokenizer import Message
 
+PROMPT_ROWS = (
+    'a row is {"question": "2 + 2?", "answer": "4"}, or {"prompt": "Greet me"}, or {"messages": '
+    '[{"role": "user", "content": "Hi"}]}; other keys are for your function'
+)
+"""A row of each form, for messages about data without one."""
 _KEYS = ("messages", "prompt", "question")
 
 
@@ -41,7 +46,7 @@ def read_prompts(path: Path) -> Iterator[NamedPrompt]:
 
     Raises `UsageError` naming the file, and the line or row of what is wrong.
     """
-    for record in read_records(path):
+    for record in read_records(path, PROMPT_ROWS):
         yield NamedPrompt(record.where, _messages(record), record.fields)
 
 
@@ -49,11 +54,7 @@ def _messages(record: Record) -> tuple[Message, ...]:
     where, fields = record.where, record.fields
     key = next((key for key in _KEYS if key in fields), None)
     if key is None:
-        keys = ", ".join(map(str, fields)) or "none"
-        raise UsageError(
-            f'{where}: no prompt (its keys: {keys}): give "messages" that end with the user\'s '
-            'turn, or a text in "prompt" or "question"'
-        )
+        raise UsageError(f"{where}: no prompt ({near_keys(fields, _KEYS)}): {PROMPT_ROWS}")
     given = fields[key]
     if isinstance(given, str) and key != "messages":
         if not given.strip():

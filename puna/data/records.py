@@ -3,12 +3,13 @@
 Nothing but the row at hand (and a batch of Parquet) is in memory, however large the file.
 """
 
+import difflib
 import gzip
 import importlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -30,34 +31,65 @@ class Record:
     fields: dict[str, Any]
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def missing(path: Path, rows: str = "") -> UsageError:
+    """The error of a path that is not there: it names a file beside it with nearly that name.
+
+    ``rows``: what a row looks like, see `read_records`.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        return UsageError(_with(f"no such file or folder: {path}: nor is there {folder}", rows))
+    beside = {item.name.lower(): item.name for item in sorted(folder.iterdir())}
+    near = difflib.get_close_matches(path.name.lower(), beside, n=1, cutoff=0.7)
+    meant = f": did you mean {folder / beside[near[0]]}?" if near else ""
+    return UsageError(_with(f"no such file or folder: {path}{meant}", rows))
+
+
+def _with(message: str, rows: str) -> str:
+    return f"{message}{' ' if message.endswith('?') else '; '}{rows}" if rows else message
+
+
+def near_keys(fields: Iterable[Any], known: Sequence[str]) -> str:
+    """What the keys of a row are, and which known one an unknown one is near to."""
+    given = [str(key) for key in fields]
+    for key in (key for key in given if key not in known):
+        if near := difflib.get_close_matches(key.lower(), known, n=1, cutoff=0.7):
+            return f'its keys: {", ".join(given)}; is "{key}" meant to be "{near[0]}"?'
+    return f"its keys: {', '.join(given) or 'none'}"
+
+
+def read_records(path: Path, rows: str = "") -> Iterator[Record]:
     """Rows of a JSONL, JSON, Parquet or Arrow file, or of a Hugging Face dataset's folder.
 
     A folder is what ``save_to_disk`` wrote (of several splits: ``train``), or holds such files: all
     of them by name, or only those of ``train`` where names begin with a split's.
 
+    Args:
+        rows: what a row looks like, for the message about a file that cannot be opened.
+
     Raises `UsageError` naming file and row of what cannot be read, `ExtraMissing` where Parquet or
     Arrow needs pyarrow.
     """
-    files = _files(path)
+    files = _files(path, rows)
     found = False
     for file in files:
         for record in _records_of(file):
             found = True
             yield record
     if not found:
-        raise UsageError(f"{path} holds no rows: write one JSON object a line")
+        raise UsageError(_with(f"{path} holds no rows: write one JSON object a line", rows))
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, rows: str) -> list[Path]:
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}")
+        raise missing(path, rows)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise UsageError(f"{path}: give a file of {', '.join(SUFFIXES)}, or a dataset's folder")
+            kinds = f"give a file of {', '.join(SUFFIXES)}, or a dataset's folder"
+            raise UsageError(_with(f"{path}: {kinds}", rows))
         return [path]
     if (path / "dataset_dict.json").exists():
-        return _files(_train_split(path))
+        return _files(_train_split(path), rows)
     if (path / "state.json").exists():
         listed = _json_object(path / "state.json").get("_data_files", [])
         return [path / item["filename"] for item in listed]

@@ -8,7 +8,7 @@ import pytest
 
 from puna.core.errors import UsageError
 from puna.data import NamedChat, held_out, read_chats
-from puna.data.chats import ChatForm
+from puna.data.chats import CHAT_ROWS, ChatForm
 from puna.tokenizer import Message, ToolCall
 
 TALK = (Message("user", "Hi"), Message("assistant", "Hello!"))
@@ -117,7 +117,8 @@ MESSAGES = {"messages": [turn("user", "Hi")]}
         ([{"conversations": [said("alien", "x")]}], "auto", "a turn is from 'alien': use human"),
         ([{"conversations": [turn("a", "b"), 5]}], "auto", "each message needs a string"),
         ([{"instruction": "x"}], "auto", 'expected strings in "instruction" and "output"'),
-        ([{"text": "x"}], "auto", 'no known form of a chat (its keys: text): give "messages"'),
+        ([{"text": "x"}], "auto", "no known form of a chat (its keys: text): " + CHAT_ROWS),
+        ([{"Conversation": []}], "auto", 'is "Conversation" meant to be "conversations"?'),
         ([{"chosen": "x", "rejected": "y"}], "auto", "these are preferences, not chats"),
         ([{"instruction": "x", "output": "y"}], "sharegpt", 'a list in "conversations"'),
         ([{"messages": [turn("user", "a", train="no")]}], "auto", "\"weight\" 0 or 1; not 'no'"),

@@ -57,7 +57,9 @@ def test_what_two_dialogues_share_is_the_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "Hi", "chosen": "Hello!"}, 'expected a text or messages in "chosen"'),
+        ({"prompt": "Hi", "chosen": "Hello!"}, "no pair of answers (its keys: prompt, chosen): a"),
+        ({"prompt": "Hi", "chosen": "a", "reject": "b"}, 'is "reject" meant to be "rejected"?'),
+        ({"prompt": "Hi", "chosen": "a", "rejected": 5}, 'expected a text or messages in "chosen"'),
         ({"chosen": "Hello!", "rejected": "What?"}, 'needs a "prompt"'),
         ({"prompt": "Hi", "chosen": "Yes ", "rejected": "Yes"}, "are equal"),
         ({"chosen": [USER, GOOD], "rejected": [turn("user", "x"), BAD]}, "differ before"),

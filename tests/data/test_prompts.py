@@ -8,6 +8,7 @@ import pytest
 from puna.core.errors import UsageError
 from puna.data import read_prompts
 from puna.data.generators import generate_questions, is_held_out
+from puna.data.prompts import PROMPT_ROWS
 from puna.tokenizer import Message
 
 
@@ -36,7 +37,8 @@ def test_a_prompt_is_messages_or_a_text_and_the_row_is_kept_for_the_scorer(tmp_p
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"text": "hello"}, "no prompt (its keys: text)"),
+        ({"text": "hello"}, "no prompt (its keys: text): " + PROMPT_ROWS),
+        ({"questions": "2 + 2?"}, 'is "questions" meant to be "question"?'),
         ({"prompt": "  "}, '"prompt" is empty'),
         ({"question": 3}, 'a list in "question"'),
         ({"messages": [{"role": "assistant", "content": "5"}]}, "ends with a turn of assistant"),

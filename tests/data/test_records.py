@@ -187,3 +187,22 @@ def test_without_pyarrow_the_line_that_installs_it_is_given(
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ExtraMissing, match="pip install pyarrow"):
         list(read_records(path))
+
+
+@pytest.mark.parametrize("asked", ["row.jsonl", "rows.json", "Rows.JSONL", "rows.jsonl.gz"])
+def test_a_near_miss_of_a_name_is_guessed(tmp_path: Path, asked: str) -> None:
+    path = jsonl(tmp_path)
+    with pytest.raises(UsageError) as error:
+        list(read_records(tmp_path / asked, "a row is so"))
+    assert str(error.value) == (
+        f"no such file or folder: {tmp_path / asked}: did you mean {path}? a row is so"
+    )
+
+
+def test_a_file_that_is_not_read_says_what_a_row_is(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n")
+    with pytest.raises(UsageError, match=r"give a file of \.jsonl, .*folder; a row is so"):
+        list(read_records(tmp_path / "rows.csv", "a row is so"))
+    with pytest.raises(UsageError) as error:
+        list(read_records(tmp_path / "pairs.parquet", "a row is so"))
+    assert "did you mean" not in str(error.value)
