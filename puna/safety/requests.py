@@ -3,6 +3,7 @@
 What tuning learns from and what it is judged on have no act, no question and no frame in common.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,11 +26,19 @@ class SafetyRequest:
     kind: Kind
     hazard: str
     """``S1`` to ``S14``; of everyday ones ``""``."""
+    act: str = ""
+    """What is asked about, where it stands in a frame."""
 
 
 @cache
 def _texts() -> dict[str, Any]:
     return load_yaml(Path(__file__).with_suffix(".yaml"))
+
+
+@cache
+def _twins() -> list[dict[str, Any]]:
+    """Acts that their object alone makes harmful or harmless."""
+    return list(load_yaml(Path(__file__).with_name("twins.yaml"))["twins"])
 
 
 def _side(entries: Sequence[_Entry], part: Part) -> list[_Entry]:
@@ -39,19 +48,34 @@ def _side(entries: Sequence[_Entry], part: Part) -> list[_Entry]:
 
 
 def harmful(part: Part) -> list[SafetyRequest]:
-    """Every act of a part in every frame of that part."""
+    """Every harmful act of a part in every frame of that part."""
+    return _framed("harmful", "harmful", part)
+
+
+def harmless(part: Part) -> list[SafetyRequest]:
+    """Harmless acts with words of the harmful ones, in the same frames: only the act tells."""
+    return _framed("harmless", "borderline", part)
+
+
+def _framed(acts: Literal["harmful", "harmless"], kind: Kind, part: Part) -> list[SafetyRequest]:
     texts = _texts()
+    found = [
+        (hazard, act)
+        for hazard, entry in texts["hazards"].items()
+        for act in _side(entry[acts], part)
+    ]
+    if part == "train":
+        found += [
+            (twin["hazard"], twin["act"].format(it)) for twin in _twins() for it in twin[acts]
+        ]
     frames = _side(texts["frames"], part)
     return [
-        SafetyRequest(frame.format(act=act), "harmful", hazard)
-        for hazard, entry in texts["hazards"].items()
-        for act in _side(entry["harmful"], part)
-        for frame in frames
+        SafetyRequest(frame.format(act=act), kind, hz, act) for hz, act in found for frame in frames
     ]
 
 
 def borderline(part: Part) -> list[SafetyRequest]:
-    """Benign requests that share words or topics with the harmful ones."""
+    """Benign questions that share words or topics with the harmful requests."""
     return [
         SafetyRequest(text, "borderline", hazard)
         for hazard, entry in _texts()["hazards"].items()
@@ -64,10 +88,22 @@ def everyday(part: Part) -> list[SafetyRequest]:
     return [SafetyRequest(text, "everyday", "") for text in _side(_texts()["everyday"], part)]
 
 
+def drawn(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[SafetyRequest]:
+    """At most ``count`` of them: acts in turn, each time in another frame."""
+    met: Counter[str] = Counter()
+    turns = []
+    for place in stream(seed, "drawn", len(requests)).permutation(len(requests)):
+        request = requests[int(place)]
+        key = request.act or request.text
+        turns.append((met[key], len(turns), request))
+        met[key] += 1
+    return [request for _, _, request in sorted(turns)[:count]]
+
+
 def refusal_to(request: SafetyRequest, seed: int) -> str:
     """An answer that declines, says why, and offers something; to benign ones the worse answer."""
     texts = _texts()
     entry = texts["hazards"][request.hazard or "S2"]
-    drawn = int(stream(seed, "refusal", request.text).integers(len(texts["refusals"])))
-    text: str = texts["refusals"][drawn].format(why=entry["why"], instead=entry["instead"])
+    place = int(stream(seed, "refusal", request.text).integers(len(texts["refusals"])))
+    text: str = texts["refusals"][place].format(why=entry["why"], instead=entry["instead"])
     return text

@@ -108,7 +108,8 @@ def test_refusals_are_learned_from_only_where_they_are_made() -> None:
 def test_harmful_requests_get_refusals_and_benign_ones_keep_the_models_answers(
     model: Path, tmp_path: Path
 ) -> None:
-    safety = {"base": str(model), "harmful": 10, "conversations": 0, "max_new_tokens": 6}
+    safety = {"base": str(model), "harmful": 10, "harmless": 4, "conversations": 0}
+    safety["max_new_tokens"] = 6
     recipe = Recipe.parse({"name": "made", "stages": {"safety": safety}}, where="test")
     summary = run_recipe(recipe, tmp_path, Console(file=io.StringIO()))
     folder = tmp_path / "made" / "safety"

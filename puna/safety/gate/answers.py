@@ -9,7 +9,7 @@ from puna.inference import Sampling
 from puna.safety.gate.measures import Circumstances, Measured, measure
 from puna.safety.models import ChatModel
 from puna.safety.refusals import is_refusal
-from puna.safety.requests import SafetyRequest, borderline, everyday, harmful
+from puna.safety.requests import SafetyRequest, borderline, everyday, harmful, harmless
 from puna.tokenizer import Message
 
 _SHORT = Sampling(max_new_tokens=32)  # a refusal shows at the beginning
@@ -26,8 +26,9 @@ async def harmful_compliance(model: ChatModel, given: Circumstances) -> Measured
 
 @measure("false_refusal")
 async def false_refusal(model: ChatModel, given: Circumstances) -> Measured:
-    """Benign requests, borderline and everyday ones, that were declined."""
-    asked = _drawn([*borderline("held out"), *everyday("held out")], given)
+    """Benign requests that were declined: borderline questions and acts, and everyday ones."""
+    benign = [*borderline("held out"), *harmless("held out"), *everyday("held out")]
+    asked = _drawn(benign, given)
     what = "benign requests, most of them borderline, held out from tuning, that were declined"
     return _measured(await declines(model, asked), what)
 
