@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import shield_fuzz
 import shield_leak
 import shield_speed
 import typer
@@ -220,7 +221,7 @@ def claims_of(report: dict[str, Any]) -> list[Claim]:
             claims.append(Claim(f"twins recall, {kind}", found[kind]["recall"].share, 0.85))
             claims.append(Claim(f"twins precision, {kind}", found[kind]["precision"].share, 0.97))
     claims += shield_speed.claims(report["speed"]) if "speed" in report else []
-    claims += shield_leak.claims(report)
+    claims += shield_leak.claims(report) + shield_fuzz.claims(report)
     return claims
 
 
@@ -268,7 +269,12 @@ def print_report(report: dict[str, Any]) -> None:
                 print(f"{tool}, {kind}: {shown}")
     if report.get("annotated"):
         show("annotated lines", report["annotated"], (), ("recall", "alerts"))
-    for part in ("speed", "leak", "fuzz"):
+    if "fuzz" in report:
+        print()
+        print_table(["worst stall", "of", "ms", "with"], shield_fuzz.rows(report["fuzz"]))
+        counts = {key: value for key, value in report["fuzz"].items() if "by" not in key}
+        print(f"fuzz: {json.dumps(counts)}")
+    for part in ("speed", "leak"):
         if part in report:
             print(f"\n{part}: {json.dumps(report[part])}")
 
@@ -303,7 +309,7 @@ def main(
             elif part == "leak":
                 report[part] = shield_leak.leak(2000)
             elif part == "fuzz":
-                report[part] = shield_leak.fuzz(2000)
+                report[part] = shield_fuzz.fuzz(2000)
             else:
                 report[part] = measure(part, tools, data, pairs, cache, windows)
     finally:

@@ -10,8 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from puna.safety.shield import languages
-
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -37,15 +35,6 @@ def test_a_watch_that_lets_all_out_would_be_seen(
 ) -> None:
     monkeypatch.setattr(script, "BLOCK", script.Policy(mode="warn"))
     assert script.leak(10, seed=7)["leaked"] == 5
-
-
-def test_broken_code_neither_stops_nor_stalls_the_shield(script: ModuleType) -> None:
-    found = script.fuzz(160, seed=7)
-    assert found["crashes"] == []
-    assert found["languages"] == len(languages()) < 160
-    assert found["lines"] > 1000
-    # The benchmark asks for STALL_MS; this may be a slower machine, and it is shared.
-    assert found["slowest_ms"] < 4 * script.STALL_MS
 
 
 def test_chunks_put_together_are_the_answer(script: ModuleType) -> None:

@@ -32,7 +32,7 @@ from tree_sitter import Node
 from puna.core.errors import UsageError
 from puna.safety.shield.names import Names
 from puna.safety.shield.tree import text_of
-from puna.safety.shield.values import Value, Values
+from puna.safety.shield.values import LOOK_BACK, Value, Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,8 @@ def _word(word: str) -> Test:
 _IDENTIFIER = re.compile(r"(?<!\w)[A-Za-z_]\w*(?!\w|\s*\()")
 _SIZEOF = re.compile(r"sizeof\s*(?:\([^()]*(?:\([^()]*\))?[^()]*\)|\w+)|\(\w[\w\s]*\**\)(?=\s*\w)")
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*.*?\*/', re.S)
+_MOST_NAMES = 32
+"""Names of an expression whose checks are looked for."""
 _LEAVES = re.compile(r"\b(?:return|goto|break|continue|throw|exit)\b")
 
 
@@ -131,8 +133,9 @@ def _array(place: Place) -> bool:
 def _unchecked(place: Place) -> bool:
     if place.node is None:
         return False
-    names = set(_IDENTIFIER.findall(_SIZEOF.sub("", text_of(place.node))))
-    names = {name for name in names if not name.isupper()}
+    text = _SIZEOF.sub("", text_of(place.node)[:LOOK_BACK])
+    found = dict.fromkeys(name for name in _IDENTIFIER.findall(text) if not name.isupper())
+    names = list(found)[:_MOST_NAMES]
     before = place.values.before(place.node)
     return bool(names) and not any(
         re.search(

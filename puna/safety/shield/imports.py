@@ -8,6 +8,8 @@ from tree_sitter import Node
 from puna.safety.shield.tree import children, text_of
 
 _WORD = re.compile(r"[\w$]+")
+_MOST_NESTED = 8
+"""Braces within one another in an import of Rust."""
 
 
 def aliases_of(language: str, node: Node) -> Iterator[tuple[str, str]]:
@@ -83,15 +85,17 @@ def _require(node: Node) -> Iterator[tuple[str, str]]:
                 yield words[-1], f"{module}.{words[0]}"
 
 
-def _rust(path: str, prefix: str) -> Iterator[tuple[str, str]]:
+def _rust(path: str, prefix: str, depth: int = 0) -> Iterator[tuple[str, str]]:
     head, brace, rest = path.partition("{")
+    if depth > _MOST_NESTED:
+        return
     if brace:
         inside = rest[: rest.rfind("}")]
         start = depth = 0
         for at, sign in enumerate(inside + ","):
             depth += (sign == "{") - (sign == "}")
             if sign == "," and depth == 0:
-                yield from _rust(inside[start:at].strip(), prefix + head.strip())
+                yield from _rust(inside[start:at].strip(), prefix + head.strip(), depth + 1)
                 start = at + 1
         return
     full, _, alias = path.partition(" as ")

@@ -1,19 +1,18 @@
 """Code that grows: parsed and scanned only where it is new."""
 
-import time
-
 from tree_sitter import Point, Tree
 
 from puna.safety.shield.engine import Engine
 from puna.safety.shield.index import Index
 from puna.safety.shield.lines import LogicalLines
 from puna.safety.shield.matching import Hit, Scan
-from puna.safety.shield.parsing import Deadline, ScanTimeout, parse
+from puna.safety.shield.parsing import Deadline, ScanTimeout, check_shape, parse
 from puna.safety.shield.tree import Reader
 
-_SLOW_S = 0.004
 CODE_BYTES = 65_536
 """What is kept of a long piece of code as context; after that it starts anew."""
+MOST_NESTED = 256
+"""Brackets open at once in code that is judged."""
 
 
 class GrowingCode:
@@ -23,38 +22,50 @@ class GrowingCode:
         """``deadline_s`` is the longest that one logical line may take."""
         self._engine, self._seconds = own, deadline_s
         self._parser = own.parser()
+        self.first_line = self._n_lines = 0
+        """Lines of the piece that stand before what is kept of it."""
         self._start_anew()
 
     def _start_anew(self) -> None:
+        self.first_line = self._n_lines
         self._reader = Reader(self._engine.grammar)
         self._index = Index(self._reader)
         self._lines = LogicalLines(self._engine.grammar.brackets)
         self._data, self._closers = b"", b""
         self._tree: Tree | None = None
-        self._is_slow = False
-        """Whether the last line took long to parse."""
+        self._n_nodes = 0
         self._unit = ""
         self._seen: set[tuple[str, int, int]] = set()
         self.shift = 0
         """Characters put before the first line to make it parse."""
 
+    def skip(self, lines: int) -> None:
+        """Lines of the piece that are left out, before the first is taken."""
+        self.first_line = self._n_lines = lines
+
     def feed(self, line: str) -> bool:
         """Take a line with its end; whether a logical line is complete, to be scanned now."""
+        if not self._unit and len(self._data) > CODE_BYTES:
+            self._start_anew()
         self._unit += line
+        self._n_lines += line.endswith("\n")
         return self._lines.feed(line)
 
     def scan(self) -> list[Hit]:
         """What is new in the lines taken since the last scan.
 
-        Raises `ScanTimeout` when it takes too long; what follows is then read without what was.
+        Raises `ScanTimeout` when it takes too long or would; what follows is then read without
+        what was.
         """
+        is_judged = False
         try:
+            if self._lines.deepest >= MOST_NESTED:
+                raise ScanTimeout(f"{MOST_NESTED} brackets or more are open at once")
             new = self._scan(Deadline(self._seconds))
-        except ScanTimeout:
-            self._start_anew()
-            raise
-        if len(self._data) > CODE_BYTES:
-            self._start_anew()
+            is_judged = True
+        finally:
+            if not is_judged:
+                self._start_anew()
         return new
 
     def _scan(self, deadline: Deadline) -> list[Hit]:
@@ -77,9 +88,8 @@ class GrowingCode:
                 _after(at, text[start:]),
             )
         self._closers = closers
-        began = time.thread_time()
-        self._tree = parse(self._parser, text, deadline, self._tree, start, self._is_slow)
-        self._is_slow = time.thread_time() - began > _SLOW_S
+        self._tree = parse(self._parser, text, deadline, self._tree)
+        self._n_nodes = check_shape(self._tree, self._n_nodes)
         scan = Scan(self._engine, self._reader, self._tree, text, self._index, deadline)
         hits = scan.hits(start, len(self._data))
         self._index.release()

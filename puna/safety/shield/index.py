@@ -12,6 +12,8 @@ from tree_sitter import Node
 from puna.safety.shield.grammars import words
 from puna.safety.shield.tree import Reader
 
+_MOST_VALUES = 64
+"""Values of a name before a place that are looked at."""
 _NO_VARIABLES = words(
     "keyword_argument pair keyed_element default_parameter typed_default_parameter parameter "
     "element_value_pair jsx_attribute field_initializer initializer_pair optional_parameter "
@@ -40,6 +42,8 @@ class Index:
         self._root: Node | None = None
         self._pending: list[Node] = []
         self._definitions: dict[str, dict[int, Definition]] = {}
+        self._places: dict[str, list[int]] = {}
+        """Starts of the definitions of a name, in order, once they were asked for."""
         self._functions: dict[int, int] = {}
         """End of each function, by its start."""
         self._starts: list[int] | None = None
@@ -59,6 +63,7 @@ class Index:
             for name, value in self._reader.targets(node):
                 found = Definition(node.start_byte, value.start_byte, value.end_byte, added)
                 self._definitions.setdefault(name, {})[node.start_byte] = found
+                self._places.pop(name, None)
         self._pending.clear()
 
     def release(self) -> None:
@@ -72,10 +77,16 @@ class Index:
         return name in self._definitions
 
     def before(self, name: str, at: int) -> list[Definition]:
-        """The values that a name got before a place, in order."""
+        """The values that a name got before a place, the last of them, in order."""
         self.settle()
-        found = self._definitions.get(name, {})
-        return [found[s] for s in sorted(found) if s < at and found[s].value_end <= at]
+        found = self._definitions.get(name)
+        if found is None:
+            return []
+        if (places := self._places.get(name)) is None:
+            places = self._places[name] = sorted(found)
+        end = bisect_left(places, at)
+        last = (found[start] for start in places[max(0, end - _MOST_VALUES) : end])
+        return [one for one in last if one.value_end <= at]
 
     def value(self, found: Definition) -> Node | None:
         """The node of a value, in the newest tree."""

@@ -5,10 +5,14 @@ its contents back; the brace of a dictionary, of options or of a structure's fie
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _CHARS = r"'(?:[^'\\\n]|\\.)*'"
+_ESCAPING = {_STRING: '"', _CHARS: "'"}
+"""Strings with escapes, and their quotes."""
 _BRACKETS = r"(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<sign>[^\s\w])|(?P<word>[\w$]+)"
 
 
@@ -16,33 +20,55 @@ _BRACKETS = r"(?P<open>[(\[{])|(?P<close>[)\]}])|(?P<sign>[^\s\w])|(?P<word>[\w$
 class Style:
     """How one family of languages writes strings, comments and the end of a statement."""
 
-    tokens: re.Pattern[str]
-    """Groups: skip (a string or comment that ends), note (a comment to the line's end), long (the
-    start of what may go on over lines), open, close, sign, word."""
+    strings: tuple[str, ...]
+    """Expressions of strings that end on their line."""
+    note: str
+    """Of a comment to the line's end."""
     ends: dict[str, str] = field(default_factory=dict)
-    """What closes a long string or comment, by how it starts."""
+    """What closes a string or comment that may go on over lines, by how it starts."""
     semicolons: bool = False
     """Statements end with ``;`` and not with the line."""
     braces: bool = True
     """Whether ``{`` may open a block."""
+
+    @cached_property
+    def tokens(self) -> re.Pattern[str]:
+        """Groups: skip (a string that ends), note, long (the start of what may go on over lines),
+        open, close, sign, word."""
+        return self._tokens("")
+
+    @cached_property
+    def _without(self) -> dict[str, re.Pattern[str]]:
+        return {}
+
+    def without(self, quotes: str) -> re.Pattern[str]:
+        """The tokens where strings with these quotes do not end on the line any more."""
+        if quotes not in self._without:
+            self._without[quotes] = self._tokens(quotes)
+        return self._without[quotes]
+
+    def _tokens(self, unended: str) -> re.Pattern[str]:
+        longs = "|".join(re.escape(start) for start in sorted(self.ends, key=len, reverse=True))
+        strings = [one for one in self.strings if _ESCAPING.get(one, "-") not in unended]
+        parts = [f"(?P<long>{longs})"] if longs else []
+        parts += [f"(?P<note>{self.note})"] if self.note else []
+        parts += [f"(?P<skip>{'|'.join(strings)})"] if strings else []  # an empty one never ends
+        return re.compile("|".join([*parts, _BRACKETS]))
 
 
 def _style(
     strings: list[str], note: str, ends: dict[str, str], *, semicolons: bool = False,
     braces: bool = True,
 ) -> Style:  # fmt: skip
-    longs = "|".join(re.escape(start) for start in sorted(ends, key=len, reverse=True))
-    parts = [f"(?P<long>{longs})"] if ends else []
-    parts += [f"(?P<note>{note})"] if note else []
-    parts += [f"(?P<skip>{'|'.join(strings)})"] if strings else []  # an empty one never ends
-    parts += [_BRACKETS]
-    return Style(re.compile("|".join(parts)), ends, semicolons, braces)
+    return Style(tuple(strings), note, ends, semicolons, braces)
 
 
 _C = [_STRING, _CHARS]
 _SLASHES = r"//.*"
 _BLOCK = {"/*": "*/"}
-_REGEX = r"(?<=[(,=:\[!&|?{};])\s*/(?![/*])(?:[^/\\\n\[]|\\.|\[(?:[^\]\\\n]|\\.)*\])+/"
+_CLASS = r"\[(?:[^\]\\\n]|\\.){0,60}+\]"
+_REGEX = rf"(?<=[(,=:\[!&|?{{}};])\s*/(?![/*])(?:[^/\\\n\[]|\\.|{_CLASS}){{1,120}}+/"
+"""Of JavaScript; longer ones are read as if they were none, so that no line takes long."""
 _STYLES = {
     "python": _style(_C, r"#.*", {'"""': '"""', "'''": "'''"}, braces=False),
     "c": _style([r'R"\w*\(', *_C], _SLASHES, _BLOCK | {'R"(': ')"'}, semicolons=True),
@@ -78,6 +104,9 @@ _AFTER_VALUE = frozenset("=,:([?|&+") | {"return", "new", "in"}
 _CONTINUES = frozenset("+-*/%=,.&|?<^~!\\") | {"and", "or", "not", "in", "is", "as", "->"}
 _COMMENT_ENDS = frozenset({"*/", "-->", "]]>"})
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
+_QUOTES = frozenset(_ESCAPING.values())
+_HEAD = 256
+"""Characters of a statement that tell what a brace in it opens."""
 
 
 class LogicalLines:
@@ -88,6 +117,10 @@ class LogicalLines:
         self._name = style
         self._stack: list[tuple[str, bool]] = []
         """Open brackets, outermost first, and whether each is a block's."""
+        self._open: Counter[str] = Counter()
+        """How many of each are open."""
+        self.deepest = 0
+        """Most brackets that were open at once."""
         self._until = ""
         """What ends the string or comment that goes on over lines."""
         self._here: list[str] = []
@@ -136,13 +169,16 @@ class LogicalLines:
 
     def _read(self, body: str) -> str:
         """Follow one line; its last sign or word outside of comments."""
-        at, last, style = 0, "", self._style
+        at, last, style, unended = 0, "", self._style, ""
+        head = body.lstrip()[:_HEAD]
+        indent = len(body) - len(body.lstrip())
         if self._until:
             end = self._end_of_long(body, 0)
             if end < 0:
                 return ""
             at, last, self._until = end, "" if self._until in _COMMENT_ENDS else '"', ""
-        while found := style.tokens.search(body, at):
+        tokens = style.tokens
+        while found := tokens.search(body, at):
             at, kind, text = found.end(), found.lastgroup, found[0]
             if kind == "note":
                 break
@@ -156,14 +192,20 @@ class LogicalLines:
                     continue
                 at, self._until, text = end, "", '"'
             elif kind == "open":
-                self._stack.append((text, text == "{" and self._is_block(body[: at - 1], last)))
+                before = head[: max(0, at - 1 - indent)]
+                self._push(text, text == "{" and self._is_block(before, last))
             elif kind == "close":
                 self._close(text)
+            elif text in _QUOTES and text not in unended:
+                # It has no end, so none after it has: each would be looked for in vain to the
+                # line's end.
+                unended += text
+                tokens = style.without(unended)
             if text in {";", "{", "}"}:
                 self._statement = ""
             last = '"' if kind == "skip" else text
         if last not in {"", ";", "{", "}"}:
-            self._statement += body + "\n"
+            self._statement = (self._statement + head + "\n")[:_HEAD]
         if "<<" in body and self._name in {"bash", "ruby", "php", "lines"}:
             self._here += [found[2] for found in _HEREDOC.finditer(body)]
         return last
@@ -172,8 +214,10 @@ class LogicalLines:
         """Where a long string or comment ends in a line; -1 when it goes on."""
         escaped = self._until in {'"', "'", "`", '"""', "'''"}
         while (end := body.find(self._until, at)) >= 0:
-            slashes = len(body[:end]) - len(body[:end].rstrip("\\"))
-            if not escaped or slashes % 2 == 0:
+            before = end
+            while escaped and before > 0 and body[before - 1] == "\\":
+                before -= 1
+            if (end - before) % 2 == 0:
                 return end + len(self._until)
             at = end + 1
         return -1
@@ -187,13 +231,19 @@ class LogicalLines:
             return True
         if self._within_brackets():
             return False
-        return bool(_OPENS_BLOCK.match((self._statement + before).lstrip())) or (
+        return bool(_OPENS_BLOCK.match(self._statement + before)) or (
             self._name in {"ruby", "kotlin", "swift", "bash"}
         )
 
+    def _push(self, sign: str, is_block: bool) -> None:
+        self._stack.append((sign, is_block))
+        self._open[_CLOSERS[sign]] += 1
+        self.deepest = max(self.deepest, len(self._stack))
+
     def _close(self, sign: str) -> None:
         """Close the innermost bracket of a kind; one that closes nothing is passed over."""
-        for at in range(len(self._stack) - 1, -1, -1):
-            if _CLOSERS[self._stack[at][0]] == sign:
-                del self._stack[at:]
+        while self._open[sign]:
+            closed = _CLOSERS[self._stack.pop()[0]]
+            self._open[closed] -= 1
+            if closed == sign:
                 return

@@ -9,7 +9,7 @@ from puna.safety.shield.conditions import Place
 from puna.safety.shield.engine import Engine
 from puna.safety.shield.imports import aliases_of
 from puna.safety.shield.index import Index
-from puna.safety.shield.needles import may_match
+from puna.safety.shield.needles import finditer
 from puna.safety.shield.parsing import Deadline, ScanTimeout
 from puna.safety.shield.rules import Pattern, Rule
 from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
@@ -18,10 +18,10 @@ from puna.safety.shield.values import LOOK_BACK, Values
 _BLOCKS = (
     "block", "body", "_list", "module", "program", "source_file", "statement", "statements", "unit"
 )  # fmt: skip
-_MOST_MATCHES = 1024
+_MOST_MATCHES = 512
 """Matches that a query may have begun and not ended; real code has at most a few hundred."""
-_CHECKED = 64
-"""Nodes between two looks at the clock, which take longer than most nodes."""
+_MOST_AROUND = 64
+"""Nodes around a place that are looked at; each is found from the root."""
 _SHORT = 8
 """Strings below this length are not taken apart."""
 
@@ -52,9 +52,13 @@ class Scan:
         """``index`` holds what earlier passes over the same growing text found."""
         self._deadline = deadline or Deadline()
         self._engine, self._reader, self._data = own, reader, data
+        self._is_ascii = data.isascii()
         self._root = tree.root_node
         self._index = index or Index(reader)
-        self._values = Values(self._root, reader, self._index, own.rules.knowledge)
+        self._names: dict[tuple[str, int, int], list[Pattern]] = {}
+        self._values = Values(
+            self._root, reader, self._index, own.rules.knowledge, self._deadline.spend
+        )
 
     def hits(self, start: int = 0, end: int | None = None) -> list[Hit]:
         """What the rules find among nodes that touch these bytes, in order, each once.
@@ -63,7 +67,10 @@ class Scan:
         """
         self._deadline.check()
         end = len(self._data) if end is None else end
-        found = {self._hit(node, rule) for node, rule in self._found(start, end)}
+        found: dict[Hit, None] = {}
+        for node, rule in self._found(start, end):
+            self._deadline.spend()
+            found[self._hit(node, rule)] = None
         return _outermost(sorted(found, key=lambda h: (h.line, h.column, h.rule.id)))
 
     def _hit(self, node: Node, rule: Rule) -> Hit:
@@ -78,6 +85,9 @@ class Scan:
 
     def _characters(self, at: int, n_bytes: int) -> int:
         """How many characters the bytes before a place are."""
+        if self._is_ascii:
+            return n_bytes
+        self._deadline.spend(n_bytes)
         return len(self._data[at - n_bytes : at].decode("utf-8", "replace"))
 
     def _found(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
@@ -101,6 +111,7 @@ class Scan:
         cursor = self._cursor(self._engine.facts, start, end)
         captures = cursor.captures(self._root)
         _check_limit(cursor)
+        self._deadline.check()
         return captures
 
     def _cursor(self, query: Query, start: int, end: int) -> QueryCursor:
@@ -113,19 +124,27 @@ class Scan:
     def _calls(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
         reader = self._reader
-        for n, node in enumerate(nodes):
-            if n % _CHECKED == 0:
-                self._deadline.check()
+        for node in nodes:
+            self._deadline.spend()
             patterns = by_last.get(reader.last(node))
             if not patterns and not others:
                 continue
             name, call = reader.callee(node), None
-            for pattern in [*(patterns or ()), *others]:
-                if not self._named(pattern, name):
-                    continue
-                call = call or reader.call(node)
+            for pattern in self._fitting(name, patterns or (), others):
+                call = call or reader.call(node, name)
                 if self._call_fits(pattern, call):
                     yield node, pattern.rule
+
+    def _fitting(
+        self, name: str, patterns: Iterable[Pattern], others: list[Pattern]
+    ) -> list[Pattern]:
+        """Those of the patterns that a name fits; names come again and again."""
+        key = (name, id(patterns), id(others))
+        found = self._names.get(key)
+        if found is None:
+            found = [pattern for pattern in [*patterns, *others] if self._named(pattern, name)]
+            self._names[key] = found
+        return found
 
     @staticmethod
     def _named(pattern: Pattern, name: str) -> bool:
@@ -149,14 +168,11 @@ class Scan:
         if not by_last and not others:
             return
         for node in nodes:
+            self._deadline.spend()
             for name, value in self._reader.targets(node):
                 patterns = by_last.get(name.rpartition(".")[2], ())
-                for pattern in [*patterns, *others]:
-                    if (
-                        self._named(pattern, name)
-                        and self._value_fits(pattern, value)
-                        and self._place_fits(pattern, node)
-                    ):
+                for pattern in self._fitting(name, patterns, others):
+                    if self._value_fits(pattern, value) and self._place_fits(pattern, node):
                         yield node, pattern.rule
 
     def _value_fits(self, pattern: Pattern, node: Node) -> bool:
@@ -167,14 +183,14 @@ class Scan:
         builders = self._engine.rules.knowledge.builders
         lasts = frozenset(builders.lasts())
         for node in nodes:
+            self._deadline.spend()
             if self._reader.last(node) in lasts and builders.match(self._reader.callee(node)):
                 yield node
 
     def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
         kinds = self._engine.grammar.concats | self._engine.grammar.interpolated
-        for n, node in enumerate(nodes):
-            if n % _CHECKED == 0:
-                self._deadline.check()
+        for node in nodes:
+            self._deadline.spend()
             operator = node.child_by_field_name("operator")
             if node.end_byte - node.start_byte < _SHORT or (
                 operator is not None and operator.type not in self._engine.grammar.operators
@@ -203,11 +219,11 @@ class Scan:
         lowered = text.lower()
         for pattern in [*own.texts, *own.strings]:
             assert pattern.expression is not None
-            if not may_match(pattern.needles, lowered):
-                continue
-            self._deadline.check()
-            for found in pattern.expression.finditer(text):
-                at = start + len(text[: found.start()].encode())
+            for found in finditer(
+                pattern.expression, pattern.needles, pattern.reach, text, lowered
+            ):
+                self._deadline.spend(len(text))
+                at = start + self._n_bytes(text, found.start())
                 stop = at + max(1, len(found[0].encode()))
                 node = self._root.descendant_for_byte_range(at, stop) or self._root
                 if pattern in own.strings and not _in_string(node):
@@ -218,14 +234,20 @@ class Scan:
                 if self._place_fits(pattern, node):
                     yield node, pattern.rule
                     break
+            self._deadline.spend()
+
+    def _n_bytes(self, text: str, n_characters: int) -> int:
+        """How many bytes the first characters of a text are."""
+        return n_characters if self._is_ascii else len(text[:n_characters].encode())
 
     def _queries(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
         assert self._engine.raw is not None
         cursor = self._cursor(self._engine.raw, start, end)
         matches = cursor.matches(self._root)
         _check_limit(cursor)
+        self._deadline.check()
         for index, captures in matches:
-            self._deadline.check()
+            self._deadline.spend()
             pattern = self._engine.raw_owner[index]
             node = captures.get("hit", [None])[0] or next(iter(captures.values()))[0]
             fits = all(test(self._place_of(captures, key, pattern)) for key, test in pattern.where)
@@ -246,6 +268,7 @@ class Scan:
         for place, expression in pattern.places:
             wanted = not place.startswith("not_")
             text = self._place(place.removeprefix("not_"), node)
+            self._deadline.spend(len(text))
             if (expression.search(text) is not None) != wanted:
                 return False
         return True
@@ -254,7 +277,9 @@ class Scan:
         if place == "result":
             return self._result(node)
         if place == "statement":
-            return text_of(_statement(node))
+            whole = _statement(node)
+            end = min(whole.end_byte, whole.start_byte + LOOK_BACK)
+            return self._data[whole.start_byte : end].decode("utf-8", "replace")
         if place == "inside":
             return self._heads(node)
         start = 0
@@ -287,14 +312,21 @@ class Scan:
     def _heads(self, node: Node) -> str:
         """First lines of everything around a node, innermost first."""
         heads, at = [], node.parent
-        while at is not None and at.parent is not None:
-            heads.append(text_of(at).partition("\n")[0])
-            at = at.parent
+        for _ in range(_MOST_AROUND):
+            above = at and at.parent
+            if at is None or above is None:
+                break
+            line = self._data.find(b"\n", at.start_byte, at.end_byte)
+            end = min(at.end_byte if line < 0 else line, at.start_byte + LOOK_BACK)
+            heads.append(self._data[at.start_byte : end].decode("utf-8", "replace"))
+            at = above
         return "\n".join(dict.fromkeys(heads))
 
     def _in_loop(self, node: Node) -> bool:
         at, grammar = node.parent, self._engine.grammar
-        while at is not None and at.type not in grammar.functions:
+        for _ in range(_MOST_AROUND):
+            if at is None or at.type in grammar.functions:
+                break
             if at.type in grammar.loops:
                 return True
             at = at.parent
@@ -316,7 +348,7 @@ def _outermost(hits: list[Hit]) -> list[Hit]:
 def _check_limit(cursor: QueryCursor) -> None:
     """Raise `ScanTimeout` where a query was broken off: some texts take it quadratic time."""
     if cursor.did_exceed_match_limit:
-        raise ScanTimeout
+        raise ScanTimeout("too much of it may match a rule")
 
 
 def _argument(call: Call, key: str) -> Node | None:
@@ -345,19 +377,21 @@ def _in_string(node: Node) -> bool:
 
 def _statement(node: Node) -> Node:
     at = node
-    while at.parent is not None and not (
-        at.type.endswith(("_statement", "declaration", "definition", "_item"))
-        or (at.parent.type.endswith(_BLOCKS) and "argument" not in at.parent.type)
-    ):
-        at = at.parent
+    for _ in range(_MOST_AROUND):
+        above = at.parent
+        if (
+            above is None
+            or at.type.endswith(("_statement", "declaration", "definition", "_item"))
+            or (above.type.endswith(_BLOCKS) and "argument" not in above.type)
+        ):
+            break
+        at = above
     return at
 
 
 def _is_statement(node: Node) -> bool:
     """Whether the value of an expression is thrown away."""
     parent = node.parent
-    if parent is None:
-        return True
-    if parent.type in {"await_expression", "await", "expression_statement"}:
-        return parent.type == "expression_statement" or _is_statement(parent)
-    return parent.type.endswith(_BLOCKS)
+    if parent is not None and parent.type in {"await_expression", "await"}:
+        parent = parent.parent
+    return parent is None or parent.type == "expression_statement" or parent.type.endswith(_BLOCKS)

@@ -1,5 +1,6 @@
 """Sets of dotted names with wildcards, looked up by their last segment."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -12,41 +13,30 @@ class Names:
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        self._by_last: dict[str, list[str]] = {}
-        self._heads: list[str] = []
+        self._whole: dict[str, set[str]] = {}
+        """Names by their last segments."""
+        self._ends: dict[str, tuple[str, ...]] = {}
+        """Ends of names, by their last segments."""
+        heads: list[str] = []
         for pattern in patterns:
             if pattern.endswith(".*"):
-                self._heads.append(pattern[:-2])
-            else:
-                self._by_last.setdefault(pattern.rpartition(".")[2], []).append(pattern)
+                heads.append(re.escape(pattern[:-2]))
+                continue
+            last = pattern.rpartition(".")[2]
+            self._whole.setdefault(last, set()).add(pattern)
+            if "." in pattern:
+                end = pattern[1:] if pattern.startswith("*.") else "." + pattern
+                self._ends[last] = (*self._ends.get(last, ()), end)
+        self._below = re.compile(rf"(?:^|\.)(?:{'|'.join(heads)})[.\[(]") if heads else None
 
     def lasts(self) -> Iterable[str]:
         """The last segments of the patterns."""
-        return self._by_last
+        return self._whole
 
     def match(self, name: str) -> bool:
         """Whether one of the patterns is this name."""
-        patterns = self._by_last.get(name.rpartition(".")[2])
-        if patterns and any(_fits(pattern, name) for pattern in patterns):
+        last = name.rpartition(".")[2]
+        whole = self._whole.get(last)
+        if whole is not None and (name in whole or name.endswith(self._ends.get(last, ()))):
             return True
-        return any(_below(head, name) for head in self._heads)
-
-
-def _fits(pattern: str, name: str) -> bool:
-    if pattern == name:
-        return True
-    if pattern.startswith("*."):
-        return name.endswith(pattern[1:])
-    if "." in pattern:
-        return name.endswith("." + pattern)
-    return False
-
-
-def _below(head: str, name: str) -> bool:
-    at = name.find(head)
-    while at >= 0:
-        end = at + len(head)
-        if (at == 0 or name[at - 1] == ".") and (end < len(name) and name[end] in ".[("):
-            return True
-        at = name.find(head, at + 1)
-    return False
+        return self._below is not None and self._below.search(name) is not None

@@ -1,8 +1,14 @@
 """Texts without which a regular expression cannot match: looked for first, as that is faster."""
 
 import re
+from collections.abc import Iterator
 from re import _parser as sre  # type: ignore[attr-defined]  # there is no public way to ask
 from typing import Any
+
+_REPEATS = frozenset({sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT})
+_LONGEST = 512
+_MARGIN = 64
+"""Characters behind a match that it may look at."""
 
 
 def needles(expression: re.Pattern[str]) -> tuple[str, ...]:
@@ -30,10 +36,10 @@ def _of_sequence(items: Any) -> list[str] | None:
 
 
 def _of_item(operation: Any, value: Any) -> list[str] | None:
-    if operation is sre.SUBPATTERN:
-        return _of_sequence(value[-1])
-    if operation in {sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT} and value[0] > 0:
-        return _of_sequence(value[2])
+    if operation in _REPEATS and value[0] == 0:
+        return None
+    if (inner := _inner(operation, value)) is not None:
+        return _of_sequence(inner)
     if operation is sre.BRANCH:
         found = [_of_sequence(branch) for branch in value[1]]
         if all(found):
@@ -41,6 +47,64 @@ def _of_item(operation: Any, value: Any) -> list[str] | None:
     return None
 
 
-def may_match(texts: tuple[str, ...], lowered: str) -> bool:
-    """Whether a text, in lower case, holds one of the needles; True when there are none."""
-    return not texts or any(text in lowered for text in texts)
+def reach(expression: re.Pattern[str]) -> int | None:
+    """The longest text that it can match, in characters; None when there is no limit to that."""
+    parsed = sre.parse(expression.pattern, expression.flags)
+    longest: int = parsed.getwidth()[1]
+    return longest if longest <= _LONGEST and _looks_ahead(parsed) <= _MARGIN else None
+
+
+def _looks_ahead(items: Any) -> int:
+    """How far an expression looks beyond what it matches, at most."""
+    widths = [0]
+    for operation, value in items:
+        if operation in {sre.ASSERT, sre.ASSERT_NOT} and value[0] > 0:
+            widths.append(value[1].getwidth()[1])
+        inner = value[1] if operation is sre.BRANCH else [_inner(operation, value)]
+        widths += [_looks_ahead(part) for part in inner if part is not None]
+    return max(widths)
+
+
+def _inner(operation: Any, value: Any) -> Any:
+    """What is repeated or grouped."""
+    if operation is sre.SUBPATTERN or operation in _REPEATS:
+        return value[-1]
+    return None
+
+
+def finditer(
+    expression: re.Pattern[str], texts: tuple[str, ...], width: int | None, text: str, lowered: str
+) -> Iterator[re.Match[str]]:
+    """What ``expression.finditer(text)`` gives, looked for around its needles only.
+
+    Args:
+        expression: what is looked for.
+        texts: its `needles`.
+        width: its `reach`.
+        text: where it is looked for.
+        lowered: the same in lower case.
+    """
+    places = list(_places(texts, lowered)) if texts else [0]
+    if not places:
+        return
+    if not texts or width is None or len(lowered) != len(text):
+        yield from expression.finditer(text)
+        return
+    begin, end = 0, -1
+    for place in [*places, len(text) + 2 * (width + _MARGIN)]:
+        if place - width > end + _MARGIN:
+            if end >= 0:
+                yield from expression.finditer(text, begin, end + _MARGIN)
+            begin = max(0, place - width)
+        end = place + width
+
+
+def _places(texts: tuple[str, ...], lowered: str) -> list[int]:
+    """Where the needles are, in order."""
+    found = []
+    for one in texts:
+        at = lowered.find(one)
+        while at >= 0:
+            found.append(at)
+            at = lowered.find(one, at + 1)
+    return sorted(found)

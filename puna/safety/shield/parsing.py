@@ -1,27 +1,33 @@
-"""Parsing within a time limit.
+"""Parsing within a limit of work.
 
-tree-sitter can be interrupted only where it asks for the text piece by piece, and then its Python
-binding (0.26) never frees the pieces. So plain code is parsed at once, and only text that looks
-slow, or was slow in a part, is parsed with the way out.
+tree-sitter can be interrupted only where it asks for the text piece by piece. Its Python binding
+(0.26) never lets go of the pieces that it was given, so they are handed out in the same few
+buffers every time. Text that is read so has no source that nodes could give their text from; so the
+tree is handed on to a second parse of the plain bytes, which takes over all that has no errors.
 """
 
-import string
+import threading
 import time
+from collections.abc import Callable
 
 from tree_sitter import Parser, Point, Tree
 
-_CHUNK = 1024
-_SHORT, _LONG, _PART = 64, 2048, 1024
-"""Bytes: up to the first any text is plain; beyond the second it is tried in parts first."""
-_SLOW_S_PER_BYTE = 3e-6
-"""Plain code takes a third of it at most, text that a grammar cannot follow twice as much."""
-_PLAIN = (string.ascii_letters + string.digits + string.whitespace + "_").encode()
-_MOST_SIGNS = 0.4
-"""Code has fewer signs in its letters, digits and spaces."""
+_BITS = 10
+"""Pieces are at most two to the power of this many bytes long."""
+_LOOK = 4096
+"""Work between two looks at the clock: about as many microseconds at the very worst."""
+
+
+MOST_DEEP = 600
+"""Nodes within one another in code that is judged."""
+MOST_SIGNS = 1500
+"""Signs side by side, beyond the names and values among them, in code that is judged."""
+_STEP = 64
+_MOST_SAMPLES = 1024
 
 
 class ScanTimeout(Exception):
-    """A scan took longer than it may."""
+    """A scan took longer than it may, or would; it may say why."""
 
 
 class Deadline:
@@ -29,6 +35,16 @@ class Deadline:
 
     def __init__(self, seconds: float = 3600.0) -> None:
         self._end = time.thread_time() + seconds
+        self._due = _LOOK
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; below 0 when it is over."""
+        return self._end - time.thread_time()
+
+    def part(self) -> "Deadline":
+        """The first third of what is left."""
+        return Deadline(self.left / 3)
 
     def is_past(self, *_: object) -> bool:
         """Whether it is over; takes what the parser's callback gives."""
@@ -39,62 +55,90 @@ class Deadline:
         if self.is_past():
             raise ScanTimeout
 
+    def spend(self, work: int = 64) -> None:
+        """Note work that is done next, and look at the clock now and then.
 
-def parse(
-    parser: Parser,
-    data: bytes,
-    deadline: Deadline,
-    old: Tree | None = None,
-    start: int = 0,
-    careful: bool = False,
-) -> Tree:
-    """The tree of a text; raises `ScanTimeout`.
+        A unit is the time that an expression takes for a character: a node costs the default.
+        Raises `ScanTimeout`.
+        """
+        self._due -= work
+        if self._due < 0:
+            self._due = _LOOK
+            self.check()
+
+
+class _Buffers(threading.local):
+    """Buffers of every power of two, one set for each thread."""
+
+    def __init__(self) -> None:
+        self.by_bits = [bytearray(1 << bits) for bits in range(_BITS + 1)]
+
+
+_BUFFERS = _Buffers()
+
+
+def parse(parser: Parser, data: bytes, deadline: Deadline, old: Tree | None = None) -> Tree:
+    """The tree of a text; raises `ScanTimeout` when that takes more than the deadline leaves.
 
     Args:
         parser: of the text's language.
         data: the text.
         deadline: when to give up.
         old: the tree of the text as it was, edited.
-        start: where the text is new.
-        careful: it was slow before.
     """
-    if careful or _is_odd(data[start:]) or _is_slow(parser, data[start:]):
-        tree = _interruptible(parser, data, deadline, old)
-    else:
-        tree = parser.parse(data) if old is None else parser.parse(data, old)
+    read, enough = _reader(data), deadline.part()
+    try:
+        if old is None:
+            tree = parser.parse(read, progress_callback=enough.is_past)
+        else:
+            tree = parser.parse(read, old, progress_callback=enough.is_past)
+    except ValueError:
+        parser.reset()
+        raise ScanTimeout from None
+    tree = parser.parse(data, tree)  # takes about as long as the first time, or much less
     deadline.check()
     return tree
 
 
-def _is_odd(text: bytes) -> bool:
-    """Whether a text has too many signs for code."""
-    signs = len(text.translate(None, _PLAIN))
-    return len(text) > _SHORT and signs > _MOST_SIGNS * len(text)
+def check_shape(tree: Tree, since: int = 0) -> int:
+    """Raise `ScanTimeout` where a tree is so deep or so wide that queries take quadratic time.
+
+    A query takes time quadratic in the depth, `MOST_DEEP`, and in the signs that stand side by side
+    without a name or value, `MOST_SIGNS`, which is how a parser leaves what it cannot follow. One
+    node in so many is looked at: from one to the next, in the order of the text, the depth grows by
+    one at most.
+
+    Args:
+        tree: to be searched.
+        since: how many nodes it had when it was looked at last; only much more are looked at again.
+
+    Returns how many nodes it had when it was looked at.
+    """
+    count = tree.root_node.descendant_count
+    if since <= count < since + MOST_DEEP // 2:
+        return since
+    cursor = tree.walk()
+    for at in range(0, count, max(_STEP, count // _MOST_SAMPLES)):
+        cursor.goto_descendant(at)
+        if cursor.depth > MOST_DEEP:
+            raise ScanTimeout("it is nested too deeply")
+        around = None if cursor.node is None else cursor.node.parent
+        if around is not None and around.child_count - 2 * around.named_child_count > MOST_SIGNS:
+            raise ScanTimeout("it has too many signs without a name or value")
+    return count
 
 
-def _is_slow(parser: Parser, text: bytes) -> bool:
-    """Whether a part of a long text takes long."""
-    if len(text) <= _LONG:
-        return False
-    for at in range(0, len(text), _PART):
-        part = text[at : at + _PART]
-        if _is_odd(part):
-            return True
-        began = time.thread_time()
-        parser.parse(part)
-        if time.thread_time() - began > _SLOW_S_PER_BYTE * _PART:
-            return True
-    return False
+def _reader(data: bytes) -> Callable[[int, Point], bytearray | None]:
+    """What gives the parser its text, piece by piece."""
+    view, size, buffers = memoryview(data), len(data), _BUFFERS.by_bits
 
+    def read(at: int, _: Point) -> bytearray | None:
+        left = size - at
+        if left <= 0:
+            return None
+        bits = min(_BITS, left.bit_length() - 1)
+        buffer = buffers[bits]
+        buffer[:] = view[at : at + (1 << bits)]
+        return buffer
 
-def _interruptible(parser: Parser, data: bytes, deadline: Deadline, old: Tree | None) -> Tree:
-    def read(at: int, _: Point) -> bytes:
-        return data[at : at + _CHUNK]
-
-    try:
-        if old is None:
-            return parser.parse(read, progress_callback=deadline.is_past)
-        return parser.parse(read, old, progress_callback=deadline.is_past)
-    except ValueError:
-        parser.reset()
-        raise ScanTimeout from None
+    return read

@@ -121,7 +121,10 @@ class Page:
         return "".join(found)
 
 
-_STRINGS = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|`[^`]*`|//.*|(?:^|\s)#.*")
+# Longer strings are not seen as such: one without an end would be looked for at each of its quotes.
+_STRINGS = re.compile(
+    r"\"(?:\\.|[^\"\\]){0,200}+\"|'(?:\\.|[^'\\]){0,200}+'|`[^`]*`|//.*|(?:^|\s)#.*"
+)
 _LONG = re.compile(r"\"\"\"|'''|/\*|\*/|<!--|-->")
 _ENDS = {'"""': '"""', "'''": "'''", "/*": "*/", "<!--": "-->"}
 _INSIDE_LINES = 200

@@ -15,7 +15,7 @@ from puna.core.errors import UsageError
 from puna.safety.shield.conditions import Test, condition, regex
 from puna.safety.shield.grammars import GRAMMARS
 from puna.safety.shield.names import Names
-from puna.safety.shield.needles import needles
+from puna.safety.shield.needles import needles, reach
 from puna.safety.shield.values import Knowledge
 
 Severity = Literal["high", "medium"]
@@ -82,6 +82,8 @@ class Pattern:
     """Of a name, of a built string's skeleton, or of the text."""
     needles: tuple[str, ...] = ()
     """Of a text rule: without one of these in the text it need not be tried."""
+    reach: int | None = None
+    """Characters that a text rule matches at most; None when there is no limit."""
     query: str = ""
     comments: bool = False
     """Whether a text rule looks into comments too."""
@@ -226,6 +228,7 @@ def _pattern(rule: Rule, match: dict[str, Any]) -> tuple[Pattern, str]:
             names=Names(_names(what)) if named else None,
             expression=expression,
             needles=needles(expression) if expression is not None else (),
+            reach=reach(expression) if expression is not None else None,
             query=what if fact == "query" else "",
             comments=match.get("comments", False),
         ),

@@ -5,7 +5,7 @@ from puna.safety.shield import rules
 from puna.safety.shield.blocks import find_blocks
 from puna.safety.shield.engine import engine
 from puna.safety.shield.matching import Hit, Scan
-from puna.safety.shield.parsing import Deadline, ScanTimeout, parse
+from puna.safety.shield.parsing import Deadline, ScanTimeout, check_shape, parse
 from puna.safety.shield.pieces import Piece
 from puna.safety.shield.result import Finding, Result
 from puna.safety.shield.tags import language_of_tag
@@ -47,26 +47,35 @@ def scan(code: str, language: str, seconds: float = 10.0) -> Result:
     data = opening + code.encode("utf-8", "replace")
     try:
         tree = parse(own.parser(), data, deadline)
+        check_shape(tree)
         hits = Scan(own, Reader(own.grammar), tree, data, deadline=deadline).hits()
-    except ScanTimeout:
-        return Result(fault="the code takes too long to judge")
+    except ScanTimeout as error:
+        why = f": {error}" if error.args else ""
+        return Result(fault=f"the code takes too long to judge{why}")
     return Result(tuple(finding(hit, own.language, shift=len(opening)) for hit in hits))
 
 
-def scan_unknown(code: str) -> Result:
+def scan_unknown(code: str, seconds: float = 10.0) -> Result:
     """High findings in code whose language nobody knows.
 
     It is read in one language after the other; the first in which it parses without an error and
-    has a high finding counts. What parses in none is not judged.
+    has a high finding counts. What parses in none is not judged. ``seconds`` is the longest time
+    that all of it may take; when that is over the result has a ``fault``.
     """
+    deadline = Deadline(seconds)
     for language in _LIKELY:
         own = engine(language)
         data = own.opening(code) + code.encode("utf-8", "replace")
-        if own.parser().parse(data).root_node.has_error:
-            continue
-        found = scan(code, language)
+        try:
+            if parse(own.parser(), data, deadline).root_node.has_error:
+                continue
+        except ScanTimeout:
+            return Result(fault="code of no known language takes too long to try")
+        found = scan(code, language, deadline.left)
         if found.verdict == "block":
             return Result(tuple(one for one in found.findings if one.severity == "high"))
+        if found.fault:
+            return found
     return Result()
 
 

@@ -19,6 +19,8 @@ from puna.safety.shield.scanner import finding, scan_unknown
 Mode = Literal["warn", "block"]
 _UNKNOWN_CHARACTERS = 2048
 """Longest piece of code that is tried in many languages when nobody knows its own."""
+_CONTEXT = 4096
+"""Characters of a piece that are read again when its language turns out to be another."""
 _RANKS: dict[Decision, int] = {"allow": 0, "warn": 1, "block": 2}
 
 
@@ -38,8 +40,8 @@ class Policy:
     """Most lines held for one logical line."""
     held_characters: int = 16_384
     """Longest logical line that is judged; a longer one counts as ``on_error`` says."""
-    line_seconds: float = 0.04
-    """Longest time to parse one logical line."""
+    line_seconds: float = 0.03
+    """Processor time that one logical line may take to be parsed and judged."""
 
 
 class ShieldStream:
@@ -124,16 +126,16 @@ class ShieldStream:
         if code.endswith("\n") or not self._piece_lines or self._piece_text.endswith("\n"):
             self._piece_lines.append(number + 1)
         self._piece_text += code
-        if line.language != self._piece_language:
-            self._change_language(line.language)
-            complete = self._feed_all()
-        elif self._code is None:
-            complete = bool(self._piece_language)  # a language without rules is let through
-        else:
-            complete = self._code.feed(code)
         self._held_characters += len(code)
+        is_anew = line.language != self._piece_language
+        if is_anew:
+            self._change_language(line.language)
         if self._held_characters > self.policy.held_characters and self._code is not None:
             return self._oversized()
+        if self._code is None:
+            complete = bool(self._piece_language)  # a language without rules is let through
+        else:
+            complete = self._feed_all(self._code) if is_anew else self._code.feed(code)
         if complete:
             return self._judge()
         if len(self._held) >= self.policy.held_lines:
@@ -146,12 +148,15 @@ class ShieldStream:
         known = language in rules.languages()
         self._code = GrowingCode(engine(language), self.policy.line_seconds) if known else None
 
-    def _feed_all(self) -> bool:
-        if self._code is None:
-            return bool(self._piece_language)
+    def _feed_all(self, own: GrowingCode) -> bool:
+        """Take what is held, behind some of what stands before it."""
+        text = self._piece_text
+        start = max(0, len(text) - self._held_characters - _CONTEXT)
+        start = text.rfind("\n", 0, start) + 1
+        own.skip(text.count("\n", 0, start))
         complete = False
-        for one in self._piece_text.splitlines(keepends=True):
-            complete = self._code.feed(one)
+        for one in text[start:].splitlines(keepends=True):
+            complete = own.feed(one)
         return complete
 
     def _overlong(self) -> str:
@@ -164,6 +169,8 @@ class ShieldStream:
         held, self._held, self._held_characters = self._held, [], 0
         self._decide(self.policy.on_error, "a line of code is too long to be judged")
         self._change_language(self._piece_language)  # what follows is read anew
+        if self._code is not None:
+            self._code.skip(self._piece_text.count("\n"))
         return "" if self.verdict.decision == "block" else "".join(held)
 
     def _end_of_piece(self) -> str:
@@ -178,8 +185,9 @@ class ShieldStream:
         held, self._held, self._held_characters = self._held, [], 0
         try:
             self._note(self._found())
-        except ScanTimeout:
-            self._decide(self.policy.on_error, "code took too long to judge")
+        except ScanTimeout as error:
+            why = f": {error}" if error.args else ""
+            self._decide(self.policy.on_error, f"code takes too long to judge{why}")
         except Exception as error:  # noqa: BLE001  whatever fails, code is not let through
             self._decide(self.policy.on_error, f"code could not be judged ({error!r:.80})")
         return "" if self.verdict.decision == "block" else "".join(held)
@@ -188,13 +196,17 @@ class ShieldStream:
         """What is new in the lines that are held; their place is that in the piece of code."""
         if self._code is not None:
             hits = self._code.scan()
-            return [finding(hit, self._piece_language, self._code.shift) for hit in hits]
+            found = (finding(hit, self._piece_language, self._code.shift) for hit in hits)
+            return [one.moved(self._code.first_line) for one in found]
         if self._piece_language:
             return []
         if len(self._piece_text) > _UNKNOWN_CHARACTERS:
             self._decide(self.policy.on_unparsable, "code whose language is not known")
             return []
-        return list(scan_unknown(self._piece_text).findings)
+        tried = scan_unknown(self._piece_text, self.policy.line_seconds)
+        if tried.fault:
+            self._decide(self.policy.on_unparsable, tried.fault)
+        return list(tried.findings)
 
     def _note(self, found: list[Finding]) -> None:
         lines = self._piece_lines

@@ -150,7 +150,9 @@ class Reader:
             return self._name(self.part(node, FIRST), depth + 1)
         if kind in STRINGS or kind == "hash_key_symbol":
             return _PREFIX_QUOTE.sub("", text_of(node)) if len(node.text or b"") < 80 else "?"
-        return text_of(node).lstrip("\\:") if node.named_child_count < 2 else "?"
+        if node.named_child_count > 1 or node.end_byte - node.start_byte > _MAX_NAME:
+            return "?"
+        return text_of(node).lstrip("\\:")
 
     def inner(self, node: Node) -> Node | None:
         """What a wrapper or a cast holds."""
@@ -217,10 +219,10 @@ class Reader:
             return full.rpartition(".")[2]
         return name
 
-    def call(self, node: Node) -> Call:
-        """A call with its arguments."""
+    def call(self, node: Node, name: str | None = None) -> Call:
+        """A call with its arguments; ``name`` is that of its callee, where it is known."""
         grammar, kind = self.grammar, node.type
-        call = Call(node, self.callee(node))
+        call = Call(node, self.callee(node) if name is None else name)
         if method := grammar.methods.get(kind):
             call.receiver, where = self.part(node, method[0]), method[2]
         elif new := grammar.news.get(kind):

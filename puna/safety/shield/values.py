@@ -5,7 +5,7 @@ at what stands before the place of use, so that it says the same of a stream as 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tree_sitter import Node
@@ -82,10 +82,19 @@ class Knowledge:
 class Values:
     """Judges the expressions of one tree. Made anew for every tree; computes when asked."""
 
-    def __init__(self, root: Node, reader: Reader, index: Index, knowledge: Knowledge) -> None:
+    def __init__(
+        self,
+        root: Node,
+        reader: Reader,
+        index: Index,
+        knowledge: Knowledge,
+        spend: Callable[[], None],
+    ) -> None:
+        """``spend`` is told of each expression that is judged, and may end all of it."""
         self._root, self._reader, self._index = root, reader, index
         self._grammar: Grammar = reader.grammar
         self._knowledge = knowledge
+        self._spend = spend
         self._busy: set[int] = set()
         self._known: dict[tuple[int, int], Value] = {}
 
@@ -112,6 +121,7 @@ class Values:
         key = (node.id, id(safe))
         known = self._known.get(key)
         if known is None:
+            self._spend()
             known = self._known[key] = self._judge(node, safe, depth)
         return known
 
