@@ -17,7 +17,7 @@ from puna.formats.average import average_models
 from puna.model import Llama, LlamaConfig
 from puna.pretraining import curriculum as under_test
 from puna.pretraining.curriculum import CurriculumRun, Judged, Texts
-from puna.pretraining.needle import needle_accuracy, needle_row
+from puna.pretraining.needle import needle_accuracy, needle_row, needles_found, needles_row
 from puna.pretraining.recipe import Curriculum
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig
@@ -215,30 +215,53 @@ def test_a_needle_lies_where_it_is_asked_for(tokenizer: Tokenizer) -> None:
         needle_row(tokenizer, hay, 20, 0.5, seed=0)
 
 
-def test_a_model_that_copies_finds_every_needle_and_one_that_guesses_none(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+def test_needles_of_one_row_lie_at_their_depths_and_each_is_asked_for_once(
+    tokenizer: Tokenizer,
 ) -> None:
-    class Copier(Llama):
-        """Its hidden state is the token that came after the last time of what it reads."""
+    hay = tokenizer.encode("the llama is on the puna ") * 100
+    row = needles_row(tokenizer, hay, 900, 5, seed=4)
+    assert len(row.ids) == 900
+    said = tokenizer.decode(row.ids[: min(a.start for a in row.answers)])
+    for number, answer in enumerate(row.answers):
+        name_and_number = tokenizer.decode(row.ids[answer.start - 12 : answer.stop])
+        place = said.index(name_and_number) / len(said)  # said before it is asked for
+        assert place == pytest.approx(number / 4, abs=0.2)
+    assert needles_row(tokenizer, hay, 900, 5, seed=4) == row
+    with pytest.raises(UsageError, match="9 needles in a row are more than there are names: 8"):
+        needles_row(tokenizer, hay, 900, 9, seed=0)
+    with pytest.raises(UsageError, match="too short for a needle: at least"):
+        needles_row(tokenizer, hay, 60, 5, seed=0)
 
-        def hidden(self, ids_bt: torch.Tensor, **_: Any) -> torch.Tensor:
-            ids = ids_bt[0].tolist()
-            out = torch.zeros(1, len(ids), self.config.dim)
-            for at in range(len(ids)):
-                for back in range(at - 1, 7, -1):
-                    if ids[back - 5 : back + 1] == ids[at - 5 : at + 1]:
-                        out[0, at] = self.head_weight()[ids[back + 1]]
-                        break
-            return out
 
+class Copier(Llama):
+    """Its hidden state is the token that came after the last time of the ten it reads."""
+
+    def hidden(self, ids_bt: torch.Tensor, **_: Any) -> torch.Tensor:
+        ids = ids_bt[0].tolist()
+        out = torch.zeros(1, len(ids), self.config.dim)
+        for at in range(len(ids)):
+            for back in range(at - 1, 8, -1):
+                if ids[back - 9 : back + 1] == ids[at - 9 : at + 1]:
+                    out[0, at] = self.head_weight()[ids[back + 1]]
+                    break
+        return out
+
+
+def test_a_model_that_copies_finds_every_needle_and_one_that_guesses_none(
+    tokenizer: Tokenizer,
+) -> None:
     shape = {"dim": 300, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 8}
-    config = LlamaConfig.parse(shape | {"vocab_size": 300}, where="test")
+    config = LlamaConfig.parse(shape | {"vocab_size": 300, "context": 512}, where="test")
     hay = tokenizer.encode("the llama is on the puna ") * 20
     copier, guesser = Copier(config), Llama(config)
+    assert copier.lm_head is not None
     copier.lm_head.weight.data = torch.eye(300)
     guesser.init_weights(0)
+    row = needles_row(tokenizer, hay, 400, 4, seed=2)
     assert needle_accuracy(copier, tokenizer, hay, 150, 5) == 1.0
+    assert needles_found(copier, row) == [True] * 4
     assert needle_accuracy(guesser, tokenizer, hay, 150, 5) == 0.0
+    assert needles_found(guesser, row) == [False] * 4
 
 
 @pytest.mark.parametrize(
