@@ -33,7 +33,7 @@ SITE = Path(yaml.__file__).parents[1]
 SOURCES: dict[str, tuple[tuple[str, str], ...]] = {
     "c": (("pypi", "psutil==7.2.2"), ("pypi", "xxhash==4.1.0"), ("pypi", "zstandard==0.25.0")),
     "cpp": (("pypi", "greenlet==3.5.6"), ("site", "torch/include/ATen")),
-    "csharp": (("pypi", "pythonnet==3.2.1"),),
+    "csharp": (("pypi", "pythonnet==3.2.1"), ("npm", "react-native-windows@0.84.0")),
     "java": (("pypi", "jpype1==1.7.1"), ("pypi", "py4j==0.10.9.9")),
     "javascript": (("npm", "express@5.3.0"), ("npm", "fastify@5.12.8"), ("npm", "axios@1.21.1")),
     "php": (
