@@ -95,6 +95,11 @@ def fit(
         print(
             f"  {parabola.budget:.2e}: best {parabola.best:.4g}, loss {parabola.lowest:.4f}{note}"
         )
+    if law.speeds_up and not rates:
+        print(
+            "the loss falls faster from budget to budget, which no power law does: some sizes "
+            "still leave the plateau of their first steps; add larger budgets"
+        )
     if "held_out" in figures:
         found = figures["held_out"]
         print(

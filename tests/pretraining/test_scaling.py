@@ -72,6 +72,16 @@ def test_runs_far_from_the_best_do_not_bend_the_parabola() -> None:
     assert fit_law(plain + far).power.value == pytest.approx(ALPHA, abs=1e-6)
 
 
+def test_a_loss_that_falls_ever_faster_is_told_from_a_power_law() -> None:
+    plain = points(seed=0, noise=0.0)
+    assert not fit_law(plain).speeds_up
+    first = math.log(BUDGETS[0])
+    leaving = [
+        Point(p.budget, p.x, p.loss - 0.01 * (math.log(p.budget) - first) ** 2) for p in plain
+    ]
+    assert fit_law(leaving).speeds_up
+
+
 def test_accuracy_is_found_again_through_likelihood() -> None:
     def nats(flops: float) -> float:
         return 6.0 - 0.21 * math.log10(flops)

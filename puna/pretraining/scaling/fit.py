@@ -17,6 +17,7 @@ Floats = npt.NDArray[np.float64]
 RESAMPLED = 1000
 _FEWEST_SIZES = 4  # of a budget: three fix a parabola, more say how well
 _NEAR = 0.1  # a parabola holds near its lowest point only: runs further above it are left out
+_FASTER = 1.2  # the last fall of the loss over the first, beyond what noise of runs does
 _FEWEST_FOR_FLOOR = 5  # budgets from which a loss that no compute removes is fitted too
 
 
@@ -44,6 +45,8 @@ class Parabola:
     bend: float
     bracketed: bool
     """Whether points lie on both sides of it; else it is only a direction."""
+    best_run: float
+    """Lowest loss of a run."""
     fitted: tuple[float, ...]
     """Loss on the parabola at each point."""
 
@@ -78,6 +81,17 @@ class Law:
     parabolas: tuple[Parabola, ...]
     samples: Floats = field(repr=False, compare=False)
 
+    @property
+    def speeds_up(self) -> bool:
+        """Whether the loss falls faster over the larger budgets than over the smaller ones.
+
+        No power law does, with a floor or without. Runs so short that some sizes still leave the
+        plateau of the first steps do, and then what is foretold is too high.
+        """
+        found = np.array([(p.budget, p.best_run) for p in self.parabolas])
+        falls = -np.diff(np.log(found[:, 1])) / np.diff(np.log(found[:, 0]))
+        return len(falls) > 1 and bool(falls[-1] > _FASTER * falls[0])
+
     def best_x(self, budget: float) -> Interval:
         """The best x at a budget."""
         logs = self.samples[:, 0] + self.samples[:, 1] * np.log(budget)
@@ -102,7 +116,7 @@ def fit_law(points: Sequence[Point], seed: int = 0) -> Law:
     """
     groups = _groups(points)
     parabolas = [_parabola(budget, group) for budget, group in groups.items()]
-    usable = [p for p in parabolas if p.bend > 0 and p.bracketed]
+    usable = [p for p in parabolas if _usable(p)]
     if len(usable) < 2:
         raise UsageError(
             f"{len(usable)} of {len(parabolas)} budgets have their lowest loss between the sizes "
@@ -124,6 +138,10 @@ def fit_law(points: Sequence[Point], seed: int = 0) -> Law:
         tuple(parabolas),
         samples,
     )
+
+
+def _usable(parabola: Parabola) -> bool:
+    return parabola.bend > 0 and parabola.bracketed
 
 
 def _groups(points: Sequence[Point]) -> dict[float, list[Point]]:
@@ -151,7 +169,10 @@ def _parabola(budget: float, group: Sequence[Point]) -> Parabola:
     best, lowest, bend = (float(value[0]) for value in _vertex(logs, losses))
     fitted = lowest + bend * (logs - best) ** 2
     inside = bool(logs.min() < best < logs.max())
-    return Parabola(budget, float(np.exp(best)), lowest, bend, inside, tuple(fitted.tolist()))
+    return Parabola(
+        budget, float(np.exp(best)), lowest, bend, inside, float(losses.min()),
+        tuple(fitted.tolist()),
+    )  # fmt: skip
 
 
 def _logs(group: Sequence[Point]) -> Floats:
@@ -211,6 +232,7 @@ def law_figures(law: Law) -> Mapping[str, object]:
         "power": vars(law.power),
         "factor": vars(law.factor),
         "loss": {"floor": floor, "scale": scale, "power": power},
+        "speeds_up": law.speeds_up,
         "budgets": [
             {
                 "budget": p.budget,
