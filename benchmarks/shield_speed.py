@@ -17,6 +17,7 @@ from puna.safety.shield import Policy, scan, stream
 
 LINES = 200
 TURNS = 11
+FILE_TURNS = 60
 COMPARED = 5
 """Pairs of each language that both sides scan."""
 
@@ -29,7 +30,7 @@ def measure(pairs: Sequence[tuple[Snippet, Snippet]], peers: Mapping[str, Peer])
         report["languages"][language] = latency(code, language)
     every = list(report["languages"].values())
     report["line p95 ms"] = max(each["line p95 ms"] for each in every)
-    report["file ms"] = max(each["file ms"] for each in every)
+    report["file p95 ms"] = max(each["file p95 ms"] for each in every)
     report["memory"] = memory(pairs)
     report["child processes"] = len(psutil.Process().children()) - len(peers)
     report["ratio"] = ratios(pairs, peers)
@@ -46,12 +47,13 @@ def long_file(snippets: Sequence[Snippet]) -> str:
 
 
 def latency(code: str, language: str) -> dict[str, float]:
-    """Milliseconds for a streamed line and for the whole file.
+    """Milliseconds of the clock for a streamed line and for the whole file.
 
-    Of each line the median of several streams counts, so that what else the machine does at one
-    moment does not; then the median, p95 and worst over the lines.
+    Of the file the median and p95 of `FILE_TURNS` scans count. Of each line it is the median of
+    several streams, so that what else the machine does at one moment does not count; then the
+    median, p95 and worst over the lines.
     """
-    whole = [_timed(lambda: scan(code, language)) for _ in range(TURNS + 1)][1:]
+    whole = sorted([_timed(lambda: scan(code, language)) for _ in range(FILE_TURNS + 1)][1:])
     turns: list[list[float]] = []
     for _ in range(TURNS + 1):
         watch = stream(Policy(mode="block"), language)
@@ -66,7 +68,8 @@ def latency(code: str, language: str) -> dict[str, float]:
         "line median ms": statistics.median(ordered),
         "line p95 ms": ordered[int(0.95 * len(ordered))],
         "line worst ms": ordered[-1],
-        "file ms": statistics.median(whole),
+        "file median ms": statistics.median(whole),
+        "file p95 ms": whole[int(0.95 * len(whole))],
     }
 
 
@@ -145,7 +148,7 @@ def claims(report: dict[str, Any]) -> list[Claim]:
     held = report["memory"]["after all MB"] - report["memory"]["bare MB"]
     found = [
         Claim("streamed line, p95 ms", report["line p95 ms"], 1, at_most=True),
-        Claim("file of 200 lines, ms", report["file ms"], 10, at_most=True),
+        Claim("file of 200 lines, p95 ms", report["file p95 ms"], 10, at_most=True),
         Claim("memory added, MB", held, 60, at_most=True),
         Claim("child processes", report["memory"]["children"], 0, at_most=True),
     ]

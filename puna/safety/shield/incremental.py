@@ -1,5 +1,7 @@
 """Code that grows: parsed and scanned only where it is new."""
 
+import time
+
 from tree_sitter import Point, Tree
 
 from puna.safety.shield.engine import Engine
@@ -35,6 +37,8 @@ class GrowingCode:
         self._tree: Tree | None = None
         self._n_nodes = 0
         self._unit = ""
+        self._spent = 0.0
+        """Seconds that were needed to find the end of the logical line."""
         self._seen: set[tuple[str, int, int]] = set()
         self.shift = 0
         """Characters put before the first line to make it parse."""
@@ -49,7 +53,10 @@ class GrowingCode:
             self._start_anew()
         self._unit += line
         self._n_lines += line.endswith("\n")
-        return self._lines.feed(line)
+        began = time.thread_time()
+        is_complete = self._lines.feed(line)
+        self._spent += time.thread_time() - began
+        return is_complete
 
     def scan(self) -> list[Hit]:
         """What is new in the lines taken since the last scan.
@@ -61,9 +68,10 @@ class GrowingCode:
         try:
             if self._lines.deepest >= MOST_NESTED:
                 raise ScanTimeout(f"{MOST_NESTED} brackets or more are open at once")
-            new = self._scan(Deadline(self._seconds))
+            new = self._scan(Deadline(self._seconds - self._spent))
             is_judged = True
         finally:
+            self._spent = 0.0
             if not is_judged:
                 self._start_anew()
         return new
