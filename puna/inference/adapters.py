@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from puna.core.errors import UsageError
 from puna.formats.peft import LowRank, load_lora
+from puna.inference.rotation import Basis
 from puna.model import Llama, LlamaConfig
 
 _JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -23,7 +24,8 @@ class Adapters:
     """
 
     def __init__(self) -> None:
-        self._names: list[str] = []
+        self._loaded: dict[str, dict[str, LowRank]] = {}  # as read, while they may be turned again
+        self._basis: Basis | None = None
         self._products: dict[str, _Product] = {}
         self._pass = _Pass()
         self._device = torch.device("cpu")
@@ -31,7 +33,7 @@ class Adapters:
     @property
     def names(self) -> tuple[str, ...]:
         """Of the adapters that are loaded, in the order of loading."""
-        return tuple(self._names)
+        return tuple(self._loaded)
 
     @property
     def in_use(self) -> bool:
@@ -42,33 +44,38 @@ class Adapters:
         """Act on ``model`` from now on; what is loaded is kept, since the shape is the same."""
         self._device = model.device
         former, self._products = self._products, _products(model, self._pass)
+        self._trunk, self._blocks = model.model, model.model.layers
         for name, product in former.items():
             self._products[name].take_over(product)
+
+    def turn(self, model: Llama) -> None:
+        """Act on the `rotated` twin of ``model``: adapters are rotated as its weights are."""
+        self._basis = Basis(model)
+        for name, changes in self._loaded.items():
+            self._add(name, changes)
 
     def load(self, name: str, folder: Path) -> None:
         """Load the PEFT adapter in ``folder`` as ``name``.
 
         Raises `UsageError` for a name that is taken and for an adapter that does not fit.
         """
-        if name in self._names:
+        if name in self._loaded:
             raise UsageError(f"an adapter '{name}' is loaded already: unload it first")
         changes = load_lora(folder)
         self._check_shapes(changes, folder)
-        for product in self._products.values():
-            product.add(name, changes)
-        self._names.append(name)
+        self._add(name, changes)
 
     def unload(self, name: str) -> None:
         """Forget the adapter ``name``; raises `UsageError` when there is none."""
         self.check(name)
-        self._names.remove(name)
+        del self._loaded[name]
         for product in self._products.values():
             product.remove(name)
 
     def check(self, name: str) -> None:
         """Raise `UsageError` unless ``name`` is loaded."""
-        if name not in self._names:
-            known = ", ".join(self._names) or "none"
+        if name not in self._loaded:
+            known = ", ".join(self._loaded) or "none"
             raise UsageError(f"no adapter '{name}' is loaded: there is {known}")
 
     @contextmanager
@@ -81,10 +88,26 @@ class Adapters:
             (name, None if len(rows) == len(names) else self._index(rows))
             for name, rows in rows_of.items()
         ]
+        blocks = self._trunk.layers
+        if self._basis is not None and self.in_use:
+            # compiled blocks hand rounded rows from product to product, past the hooks
+            self._trunk.layers = self._blocks
         try:
             yield
         finally:
             self._pass.groups = []
+            self._trunk.layers = blocks
+
+    def _add(self, name: str, changes: dict[str, LowRank]) -> None:
+        basis, own = self._basis, changes
+        if basis is not None:
+            own = {
+                part: LowRank(basis.inputs(part, each.down_ri), basis.outputs(part, each.up_or))
+                for part, each in changes.items()
+            }
+        for product in self._products.values():
+            product.add(name, own)
+        self._loaded[name] = {} if basis is None else changes
 
     def _index(self, rows: list[int]) -> Tensor:
         return torch.tensor(rows, device=self._device)

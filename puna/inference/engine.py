@@ -83,6 +83,8 @@ class Engine:
             several=self.config.max_rows > 1 or self.config.speculation > 0,
             packed_copy=bool(self.config.packed_copy),
         )
+        if weights == "w8a8":
+            self._runner.adapters.turn(model)
         self._drafter: Drafter = LookUp() if draft is None else DraftModel(draft, weights, sizes)
         if draft is not None and draft.config.vocab_size != model.config.vocab_size:
             raise UsageError("the draft model has another vocabulary: use one of the same family")
@@ -144,6 +146,8 @@ class Engine:
         """Take over other weights of the same shape; what is cached of the old ones is dropped."""
         assert self.idle, "weights change between generations"
         self._runner.load(model)
+        if self.weights == "w8a8":
+            self._runner.adapters.turn(model)
         self._queue.pool.forget()
 
     @property
@@ -156,8 +160,6 @@ class Engine:
 
         Raises `UsageError` for a name that is taken and an adapter that does not fit the model.
         """
-        if self.weights == "w8a8":
-            raise UsageError("adapters do not run on w8a8 weights: use bf16, int8 or int4")
         self._runner.adapters.load(name, folder)
 
     def unload_adapter(self, name: str) -> None:

@@ -44,45 +44,80 @@ class Rotation:
         return (self._rest.T @ factors @ self._hadamard.T).flatten(-2) * self._signs
 
 
+class Basis:
+    """The basis that `rotated` puts a model in: what becomes of each product's two sides.
+
+    Args:
+        model: in its own basis. Its norms are kept: they are folded into the products behind them.
+    """
+
+    def __init__(self, model: Llama) -> None:
+        config = model.config
+        self._head_dim = config.head_dim
+        self._stream = Rotation(config.dim, model.device)
+        self._values = Rotation(config.head_dim, model.device)
+        self._norms = {
+            name: tensor.detach().float()
+            for name, tensor in model.state_dict().items()
+            if name.endswith("norm.weight")
+        }
+
+    def from_stream(self, tensor_ni: Tensor, norm: str) -> Tensor:
+        """``tensor_ni``, which reads what the norm of this name leaves, for the rotated stream."""
+        return self._stream.apply(tensor_ni.float() * self._norms[norm])
+
+    def to_stream(self, tensor_on: Tensor) -> Tensor:
+        """``tensor_on``, which writes into the stream, for the rotated one."""
+        return self._stream.apply(tensor_on.T).T
+
+    def inputs(self, product: str, tensor_ni: Tensor) -> Tensor:
+        """The rows of a weight, or of LoRA's ``A``, as ``product`` of the rotated model has them.
+
+        ``product`` is a name such as ``model.layers.0.mlp.up_proj``; the result is fp32.
+        """
+        module, _, part = product.rpartition(".")
+        layer = module.rpartition(".")[0]
+        if part in ("q_proj", "k_proj", "v_proj"):
+            return self.from_stream(tensor_ni, f"{layer}.input_layernorm.weight")
+        if part in ("gate_proj", "up_proj"):
+            return self.from_stream(tensor_ni, f"{layer}.post_attention_layernorm.weight")
+        if part == "o_proj":
+            by_head = tensor_ni.unflatten(1, (-1, self._head_dim))
+            return self._values.apply(by_head).flatten(1)
+        return tensor_ni.float()  # down_proj reads what SwiGLU makes, which is not rotated
+
+    def outputs(self, product: str, tensor_on: Tensor) -> Tensor:
+        """The columns of a weight, or of LoRA's ``B``, likewise."""
+        if product.endswith(("o_proj", "down_proj")):
+            return self.to_stream(tensor_on)
+        if product.endswith("v_proj"):
+            by_head = tensor_on.unflatten(0, (-1, self._head_dim))
+            return self._values.apply(by_head.mT).mT.flatten(0, 1)
+        return tensor_on.float()
+
+
 def rotated(model: Llama) -> Llama:
     """A model with the same logits whose residual stream and values are rotated, fp32.
 
     The weights of its norms are 1: they are folded into the products behind them. Its head is its
     own, since the norm before it is folded into it.
     """
-    config = model.config
-    stream = Rotation(config.dim, model.device)
-    values = Rotation(config.head_dim, model.device)
+    basis = Basis(model)
     state = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
-
-    def reads(names: list[str], norm: str) -> None:
-        for name in names:
-            state[name] = stream.apply(state[name] * state[norm])
-        state[norm] = torch.ones_like(state[norm])
-
-    def writes(name: str) -> None:
-        state[name] = stream.apply(state[name].T).T.contiguous()
-
     embedding = "model.embed_tokens.weight"
-    state["lm_head.weight"] = model.head_weight().detach().float()
-    state[embedding] = stream.apply(state[embedding])
-    reads(["lm_head.weight"], "model.norm.weight")
-    for number in range(config.n_layers):
-        layer = f"model.layers.{number}"
-        attention = [f"{layer}.self_attn.{part}_proj.weight" for part in "qkv"]
-        reads(attention, f"{layer}.input_layernorm.weight")
-        by_head = state[attention[2]].unflatten(0, (-1, config.head_dim))
-        state[attention[2]] = values.apply(by_head.mT).mT.flatten(0, 1)
-        out = f"{layer}.self_attn.o_proj.weight"
-        state[out] = values.apply(state[out].unflatten(1, (-1, config.head_dim))).flatten(1)
-        writes(out)
-        reads(
-            [f"{layer}.mlp.gate_proj.weight", f"{layer}.mlp.up_proj.weight"],
-            f"{layer}.post_attention_layernorm.weight",
-        )
-        writes(f"{layer}.mlp.down_proj.weight")
+    for name, tensor in state.items():
+        product = name.removesuffix(".weight")
+        if product.endswith("_proj"):
+            turned_inputs = basis.inputs(product, tensor)
+            state[name] = basis.outputs(product, turned_inputs).contiguous()
+        elif product.endswith("norm"):
+            state[name] = torch.ones_like(tensor)
+        elif name == embedding:
+            state[name] = basis.to_stream(tensor.T).T.contiguous()
+    head = model.head_weight().detach()
+    state["lm_head.weight"] = basis.from_stream(head, "model.norm.weight")
     with torch.device("meta"):
-        turned = Llama(config.model_copy(update={"tie_embeddings": False}))
+        turned = Llama(model.config.model_copy(update={"tie_embeddings": False}))
     turned.load_state_dict(state, assign=True)
     return turned.requires_grad_(requires_grad=False)
 

@@ -1,13 +1,10 @@
 """Rotated weights: another basis, the same model."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from puna.core.errors import UsageError
 from puna.inference import Engine, EngineConfig
-from puna.inference.rotation import Rotation, rotated, unrotated_hidden
+from puna.inference.rotation import Basis, Rotation, rotated, unrotated_hidden
 from puna.model import Llama, LlamaConfig
 from puna.tokenizer import Tokenizer
 
@@ -72,7 +69,25 @@ def test_embeddings_of_rounded_rotated_weights_are_those_of_the_model(tokenizer:
     assert similar.min() > 0.995
 
 
-def test_an_adapter_is_refused_on_rotated_weights(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    engine = Engine(tiny(tokenizer), tokenizer, EngineConfig(weights="w8a8", cache_tokens=64))
-    with pytest.raises(UsageError, match="adapters do not run on w8a8 weights: use bf16"):
-        engine.load_adapter("poet", tmp_path)
+def test_a_rotated_adapter_changes_a_rotated_weight_as_the_adapter_does(
+    tokenizer: Tokenizer,
+) -> None:
+    """Exact but for fp32's sums: merged and then rotated is rotated and then merged."""
+    model = tiny(tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.copy_(torch.rand(64) * 3)
+    basis, before = Basis(model), rotated(model).state_dict()
+    products = [name for name in model.state_dict() if name.endswith("_proj.weight")]
+    assert len(products) == 7 * 2
+    added = {}
+    with torch.no_grad():
+        for name in products:
+            weight, product = model.state_dict()[name], name.removesuffix(".weight")
+            down, up = torch.randn(4, weight.shape[1]), torch.randn(weight.shape[0], 4)
+            weight += up @ down
+            added[name] = basis.outputs(product, up) @ basis.inputs(product, down)
+    after = rotated(model).state_dict()
+    for name, change in added.items():
+        torch.testing.assert_close(after[name], before[name] + change, rtol=1e-4, atol=1e-4)
