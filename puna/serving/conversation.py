@@ -29,7 +29,9 @@ class Toolbox:
     only: str | None = None
     """The one tool that must be called."""
     parallel: bool = True
-    """Whether several calls may follow each other; kept only where calls are forced."""
+    """Whether several calls may follow each other; kept where calls are forced or strict."""
+    strict: frozenset[str] = frozenset()
+    """Names of the tools whose calls follow their schemas also where none is forced."""
 
     @property
     def names(self) -> list[str]:
@@ -38,9 +40,12 @@ class Toolbox:
 
     def structure(self, served: Served, answer: Structure | None) -> Structure | None:
         """What the answer must look like, besides or instead of ``answer``."""
-        if not self.tools or (self.choice == "auto" and answer is None):
+        if not self.tools or (self.choice == "auto" and answer is None and not self.strict):
             return answer
         format = served.tokenizer.chat.tools
+        if self.choice == "auto" and answer is None:
+            grammar = format.free_grammar(self.tools, self.strict, parallel=self.parallel)
+            return Structure("lark", grammar, "tools")
         allowed = [t for t in self.tools if self.only in (None, t["function"]["name"])]
         schema: dict[str, Any] | None = None
         if self.choice == "auto" and answer is not None:
@@ -82,7 +87,8 @@ def toolbox_of(
         return Toolbox()
     tools = [_tool(function) for function in functions]
     forced = choice == "required" or only is not None
-    return Toolbox(tools, "required" if forced else "auto", only, parallel and only is None)
+    strict = frozenset(function.name for function in functions if function.strict)
+    return Toolbox(tools, "required" if forced else "auto", only, parallel and only is None, strict)
 
 
 def _tool(function: FunctionDefinition) -> Tool:

@@ -87,7 +87,7 @@ class FunctionDefinition(Body):
     parameters: Annotated[JsonSchema, BeforeValidator(_object_schema)] | None = None
     """JSON schema of its arguments, an object."""
     strict: bool | None = None
-    """Calls that are forced follow the schema in any case."""
+    """Every call follows the schema; those that are forced do in any case."""
 
 
 class SchemaFormat(Body):

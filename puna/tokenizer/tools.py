@@ -17,6 +17,12 @@ MOST_CALLS = 16
 _NO_ARGUMENTS = {"properties": {}, "additionalProperties": False}
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # llguidance's own keyword in a schema: no endless white space between the parts of forced JSON
+_OBJECT = {"type": "object"}
+_ANY = r"(.|\n)*"
+_GAP = r"[ \t\r\n]{0,4}"
+_FREE_HEADER = (  # `_HEADER` with bounded white space
+    r'G\{G("type"G:G"function"G,G)?"name"G:G"NAME"G,G"(parameters|arguments)"G:G'
+).replace("G", _GAP)
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,66 @@ class ToolFormat:
         functions = [tool["function"] for tool in tools]
         repeat = f" ({json.dumps(self.separator)} call){{0,{MOST_CALLS - 1}}}" if parallel else ""
         start = "start: calls" if answer is None else "start: calls | answer"
-        rules = [start, f"calls: call{repeat}"]
-        rules.append("call: " + " | ".join(f"call_{n}" for n in range(len(functions))))
+        rules = [start, f"calls: call{repeat}", _any_call(len(functions))]
         for n, function in enumerate(functions):
             before = json.dumps(self.before(function["name"]))
             rules.append(f"call_{n}: {before} arguments_{n} {json.dumps(self.after)}")
-            schema = {"type": "object"} | dict(function.get("parameters") or _NO_ARGUMENTS)
-            rules.append(f"arguments_{n}: %json {json.dumps(schema | {'x-guidance': _COMPACT})}")
+            rules.append(_json(f"arguments_{n}", _schema_of(function)))
         if answer is not None:
-            rules.append(f"answer: %json {json.dumps(dict(answer) | {'x-guidance': _COMPACT})}")
+            rules.append(_json("answer", answer))
         return "\n".join(rules)
+
+    def free_grammar(
+        self, tools: Sequence[Tool], strict: Collection[str], *, parallel: bool
+    ) -> str:
+        """A grammar of answers that are text and may call ``tools``.
+
+        What `CallParser` would take for the beginning of a call must become one: of a known tool,
+        in any spelling of its header that is read as it comes.
+
+        Args:
+            tools: those that may be called.
+            strict: names of those whose arguments follow their schemas; others' are any object.
+            parallel: at most `MOST_CALLS` calls; else at most one.
+        """
+        opening, closing = self.opening.strip(), _literal(self.closing.strip())
+        rules = [_any_call(len(tools)), rf"CLOSE: /{_GAP}\}}{_GAP}{closing}/"]
+        if opening:
+            most = MOST_CALLS if parallel else 1
+            rules.append(f"start: (to_call call){{0,{most}}} TEXT?")
+            rules.append(f"to_call[lazy]: TEXT? {json.dumps(opening)}")
+            begun = f"{_ANY}{_literal(opening)}"
+        else:
+            more = f" (NEXT call){{0,{MOST_CALLS - 1}}}" if parallel else ""
+            rules.append(f"start: (call{more} | TEXT)?")
+            rules.append(r"NEXT: /[;,][ \n]{0,2}/")
+            begun = rf'[ \t\r\n]*\{{[\s\x1c-\x1f]*"({"|".join(sorted(_KEYS))})"'
+        rules.append(f"TEXT: /{_ANY}/ & ~/{begun}{_ANY}/")
+        for n, tool in enumerate(tools):
+            function = tool["function"]
+            header = _FREE_HEADER.replace("NAME", _literal(function["name"]))
+            rules.append(f"HEADER_{n}: /{header}/")
+            rules.append(f"call_{n}: HEADER_{n} arguments_{n} CLOSE")
+            held = function["name"] in strict
+            rules.append(_json(f"arguments_{n}", _schema_of(function) if held else _OBJECT))
+        return "\n".join(rules)
+
+
+def _literal(text: str) -> str:
+    """An expression between slashes that matches ``text``."""
+    return re.escape(text).replace("/", r"\/")
+
+
+def _any_call(n: int) -> str:
+    return "call: " + " | ".join(f"call_{number}" for number in range(n))
+
+
+def _json(rule: str, schema: Mapping[str, Any]) -> str:
+    return f"{rule}: %json {json.dumps(dict(schema) | {'x-guidance': _COMPACT})}"
+
+
+def _schema_of(function: Mapping[str, Any]) -> dict[str, Any]:
+    return _OBJECT | dict(function.get("parameters") or _NO_ARGUMENTS)
 
 
 LLAMA3_TOOLS = ToolFormat(
