@@ -2,6 +2,7 @@
 
 from puna.tokenizer.chat import ChatFormat, ChatTokens, Message
 from puna.tokenizer.formats import CHATML, FORMATS, LLAMA3, LLAMA31, LLAMA32
+from puna.tokenizer.llama31 import today, written_on
 from puna.tokenizer.stream import StreamDecoder
 from puna.tokenizer.tokenizer import Tokenizer
 from puna.tokenizer.tools import CallParser, Tool, ToolCall
@@ -20,4 +21,6 @@ __all__ = [
     "Tokenizer",
     "Tool",
     "ToolCall",
+    "today",
+    "written_on",
 ]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,26 @@ _IN_USER = (
 ) + _HOW_TO_CALL
 _DATE_FORM = "%d %b %Y"
 _TEMPLATE = Path(__file__).with_name("llama31.jinja")
+_TODAY: ContextVar[str | None] = ContextVar("today", default=None)
+
+
+def today() -> str:
+    """What a format without a date of its own calls today, as ``26 Jul 2024``."""
+    return _TODAY.get() or datetime.date.today().strftime(_DATE_FORM)
+
+
+@contextmanager
+def written_on(date: str) -> Iterator[None]:
+    """Within it chats are written as on that day, whatever the clock says.
+
+    So a run that is resumed after midnight goes on with the tokens it began with. What is saved is
+    unchanged: a template that asks for the day goes on asking.
+    """
+    before = _TODAY.set(date)
+    try:
+        yield
+    finally:
+        _TODAY.reset(before)
 
 
 @dataclass(frozen=True)
@@ -51,7 +73,7 @@ class Llama31Format(ChatFormat):
     """
 
     date: str | None = None
-    """What the preamble calls today, as ``26 Jul 2024``; None: the day on which it is written."""
+    """What the preamble calls today, as ``26 Jul 2024``; None: what `today` says."""
     knowledge: str = "December 2023"
     """What it calls the end of the model's knowledge."""
     tools_in_user: bool = True
@@ -85,8 +107,7 @@ class Llama31Format(ChatFormat):
         if builtin_tools:
             shown = [name for name in builtin_tools if name != CODE_INTERPRETER]
             text += f"Tools: {', '.join(shown)}\n\n"
-        today = self.date or datetime.date.today().strftime(_DATE_FORM)
-        text += f"{_DATES.format(knowledge=self.knowledge)}{today}\n\n"
+        text += f"{_DATES.format(knowledge=self.knowledge)}{self.date or today()}\n\n"
         if tools and not self.tools_in_user:
             text += _IN_SYSTEM + _definitions(tools)
         return text
@@ -115,9 +136,9 @@ class Llama31Format(ChatFormat):
             "dates": _DATES.format(knowledge=self.knowledge), "code": CODE_INTERPRETER,
             "separator": self.tools.separator,
         }  # fmt: skip
-        today = quote(self.date) if self.date else f"strftime_now({quote(_DATE_FORM)})"
+        day = quote(self.date) if self.date else f"strftime_now({quote(_DATE_FORM)})"
         values = {
-            "date_string": f"date_string if date_string is defined else {today}",
+            "date_string": f"date_string if date_string is defined else {day}",
             "tools_in_user_message": "tools_in_user_message if tools_in_user_message is defined"
             f" else {str(self.tools_in_user).lower()}",
             "builtin": "builtin_tools or []" if self.has_builtin else "[]",

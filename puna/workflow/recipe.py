@@ -97,6 +97,9 @@ class Recipe(Config):
     """Name of the folder below ``runs/``."""
     seed: int = Field(default=0, ge=0)
     """Fixes everything drawn at random, order of the data included."""
+    date: str = Field(default="", pattern=r"^(\d\d [A-Z][a-z]{2} \d{4})?$")
+    """What chats name as today, as ``26 Jul 2024``, where their format does (Llama 3.2's). Empty:
+    the day of the run's first start, which its ``recipe.yaml`` keeps for later ones."""
     track: Tracker = "none"
     """Also report to ``wandb`` or ``tensorboard``."""
     kinds: dict[str, PositiveFloat] = WEIGHTS

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from puna.core.config import Config
+from puna.core.config import Config, load_yaml
 from puna.core.devices import default_device, describe_machine
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
@@ -18,7 +18,7 @@ from puna.core.files import sha256_value, write_text
 from puna.formats import load_model
 from puna.model import Llama
 from puna.parallel import here
-from puna.tokenizer import Tokenizer
+from puna.tokenizer import Tokenizer, today, written_on
 from puna.training.config import CIRCUMSTANCES
 from puna.workflow.progress import TerminalProgress
 from puna.workflow.recipe import Recipe
@@ -44,7 +44,7 @@ from puna.workflow.summary import write_summary
 from puna.workflow.track import build_tracker
 
 Work = Callable[[Path], dict[str, Any]]
-EVENTS = "events.jsonl"
+EVENTS, RECIPE = "events.jsonl", "recipe.yaml"
 BASELINES, EVALUATE = "baselines", "evaluate"
 # What carries out each stage that starts from a model; `Stages` says in which order.
 _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
@@ -105,9 +105,9 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
     ``report.html``. Of several processes all come here; the first one writes and reports.
     """
     folder, mesh = root / recipe.name, here()
-    if mesh.is_first:
-        _prepare(folder, recipe)
-    with _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog()) as events:
+    recipe = recipe.model_copy(update={"date": mesh.on_first(partial(_prepare, folder, recipe))})
+    reported = _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog())
+    with written_on(recipe.date), reported as events:
         events.emit("run_start", name=recipe.name, machine=describe_machine())
         run = Run(recipe, folder, events, exercises(recipe.kinds))
         _stages(run)
@@ -116,11 +116,17 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
         return summary
 
 
-def _prepare(folder: Path, recipe: Recipe) -> None:
-    """Make the run's folder, with the recipe in it."""
+def _prepare(folder: Path, recipe: Recipe) -> str:
+    """Make the run's folder, with the recipe in it; returns the run's date."""
     if folder.exists() and any(folder.iterdir()) and not (folder / EVENTS).exists():
         raise UsageError(f"{folder} was not made by puna: choose another name or --runs")
-    write_text(folder / "recipe.yaml", _as_yaml(recipe))
+    kept = folder / RECIPE
+    begun = load_yaml(kept).get("date") if kept.exists() else None
+    if begun and recipe.date not in ("", begun):
+        raise UsageError(f"{folder} was begun with the date {begun}: give the run another name")
+    date: str = begun or recipe.date or today()
+    write_text(kept, _as_yaml(recipe.model_copy(update={"date": date})))
+    return date
 
 
 @contextmanager
