@@ -4,6 +4,7 @@ SmolLM2-135M gets a LoRA adapter on the chosen answers (SFT), then one on the pa
 Llama 3.1); after each stage the held-out pairs, split by prompt, are judged. Data: ``pyrit``,
 answers to harmful requests whose severity people scored (fetched), or ``hh``, pairs of HH-RLHF in a
 file. Settings are chosen with ``--choose``, which holds out a part of the training pairs instead.
+With ``--keep FOLDER`` a run that was stopped goes on there, started again with the same settings.
 
     python benchmarks/preferences.py pyrit
     python benchmarks/preferences.py hh --file ../shared/data/hh-rlhf/test.jsonl.gz
@@ -38,6 +39,7 @@ from puna.alignment.reward import score_comparisons
 from puna.core.devices import describe_machine
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
+from puna.core.files import new_folder, sha256_value
 from puna.data import NamedPair, PackedRows, held_out, read_pairs, write_tokens
 from puna.data.human_scores import scored_pairs
 from puna.evaluation.intervals import bootstrap_interval
@@ -50,6 +52,7 @@ from puna.training.loop import compute_dtype
 SEED = 1
 HH = Path("../shared/data/hh-rlhf/test.jsonl.gz")
 CHOOSE_FRACTION = 0.3  # of the training prompts, where settings are chosen
+PIECE = 32  # held-out pairs between two points at which judging can go on
 LORA = LoraConfig(rank=16)
 SETTINGS = {
     "row-length": 256, "held-out": 0.4, "pairs": 112, "sft-rate": 1e-4, "sft-epochs": 1.0,
@@ -159,7 +162,7 @@ class Run:
         return LoopConfig(
             steps=steps, batch_rows=batch, learning_rate=rate, weight_decay=0.0,
             warmup_steps=max(1, steps // 10), precision="auto", log_every=max(1, steps // 4),
-            checkpoint_every=steps,
+            checkpoint_every=min(steps, 5),
         )  # fmt: skip
 
     def sft(self) -> None:
@@ -179,7 +182,7 @@ class Run:
     def dpo(self) -> None:
         """An adapter on the pairs; what SFT left is the reference."""
         config = DPOConfig(beta=self.asked.beta, nll_weight=self.asked.nll)
-        reference = text_logprobs(self.model, self.split.train)
+        reference = self.logprobs("reference", self.split.train)
         rows = PairRows(self.split.train, reference, config)
         loop = self.loop(len(rows), 8, self.asked.rate, self.asked.epochs)
         self.train("dpo", self.model, DPOObjective(config), rows, loop)
@@ -192,6 +195,18 @@ class Run:
         self.train("reward", model, RewardObjective(RewardConfig()), rows, loop)
         scores = np.array(score_comparisons(model, self.split.held_out))
         self.note("reward model", {"score": ahead(*scores.T)})
+
+    def logprobs(self, name: str, pairs: Sequence[Comparison]) -> np.ndarray:
+        """Log-probabilities of both texts of each pair under the model as it is, kept on disk."""
+        parts = []
+        for start in range(0, len(pairs), PIECE):
+            kept = self.folder / f"{name}-{start}"
+            if not kept.exists():
+                found = text_logprobs(self.model, pairs[start : start + PIECE])
+                with new_folder(kept) as building:
+                    np.save(building / "logprobs.npy", found)
+            parts.append(np.load(kept / "logprobs.npy", allow_pickle=False))
+        return np.concatenate(parts)
 
     def train(
         self, stage: str, model: Any, objective: Callable[..., Any], rows: Any, loop: LoopConfig
@@ -206,16 +221,16 @@ class Run:
         """Base, SFT, DPO, and the reward model where it is asked for."""
         self.model.compute_dtype = compute_dtype(self.loop(1, 1, 1, 1), self.model.device)
         self.note("no model", {"the shorter answer": ahead(*-self.lengths_p2.T)})
-        logprobs = text_logprobs(self.model, self.split.held_out)
+        logprobs = self.logprobs("base", self.split.held_out)
         self.note("base", verdicts(logprobs, self.lengths_p2))
         if self.asked.reward:
             self.reward()
         if self.asked.sft_epochs:
             self.sft()
-            logprobs = text_logprobs(self.model, self.split.held_out)
+            logprobs = self.logprobs("sft", self.split.held_out)
             self.note("SFT", verdicts(logprobs, self.lengths_p2))
         self.dpo()
-        after = text_logprobs(self.model, self.split.held_out)
+        after = self.logprobs("dpo", self.split.held_out)
         self.note("DPO", verdicts(after, self.lengths_p2, logprobs))
 
     def rows(self) -> list[list[str]]:
@@ -241,6 +256,14 @@ def hh_pairs(path: Path) -> list[NamedPair]:
     return list(read_pairs(path, unfit=lambda error: print(f"left out: {error}")))
 
 
+def kept_folder(asked: argparse.Namespace) -> Path:
+    """A folder of these settings below ``--keep``: others never go on there."""
+    settings = {name: str(value) for name, value in vars(asked).items() if name != "keep"}
+    folder: Path = asked.keep / sha256_value(settings)[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments, with the settings that were chosen."""
     made = argparse.ArgumentParser(description="What people prefer, before and after each stage.")
@@ -248,6 +271,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--file", type=Path, default=HH, help="pairs of HH-RLHF")
     made.add_argument("--choose", action="store_true", help="judge training pairs held out")
     made.add_argument("--reward", action="store_true", help="a reward model besides")
+    made.add_argument("--keep", type=Path, help="folder in which a stopped run goes on")
     for name, chosen in SETTINGS.items():
         made.add_argument(f"--{name}", type=type(chosen), default=chosen)
     return made
@@ -258,7 +282,7 @@ def main() -> None:
     asked, began = parser().parse_args(), time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(asked, Path(folder))
+            run = Run(asked, kept_folder(asked) if asked.keep else Path(folder))
             run.all_stages()
     except PunaError as error:
         raise SystemExit(f"error: {error}") from error
