@@ -8,6 +8,7 @@ writes it, DoRA included.
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -142,16 +143,30 @@ def save_adapter(folder: Path, model: Llama, base_model: str) -> None:
 
     Raises `UsageError` for a model without one.
     """
+    write_adapter(folder, model, base_model, adapter_tensors(model))
+
+
+def adapter_tensors(
+    model: Llama, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> dict[str, Tensor]:
+    """What is trained of an adapter, by its names in PEFT's files; ``whole`` gathers each tensor.
+
+    Raises `UsageError` for a model without one.
+    """
     layers = dict(lora_layers(model))
     if not layers:
         raise UsageError("the model has no adapter to save: train one first")
-    tensors = {
-        f"base_model.model.{product}.lora_{side}": parameter.detach().cpu().contiguous()
+    return {
+        f"base_model.model.{product}.lora_{side}": whole(parameter.detach()).cpu().contiguous()
         for product, layer in layers.items()
         for side, parameter in _trained(layer).items()
     }
+
+
+def write_adapter(folder: Path, model: Llama, base_model: str, tensors: dict[str, Tensor]) -> None:
+    """Write ``tensors``, those of the adapter of ``model``, as `save_adapter` does."""
     with new_folder(folder) as building:
-        write_json(building / CONFIG, _config_json(model, layers, base_model))
+        write_json(building / CONFIG, _config_json(model, dict(lora_layers(model)), base_model))
         save_file(tensors, building / TENSORS, metadata={"format": "pt"})
 
 

@@ -53,6 +53,12 @@ def load_model(
     return load_gguf(GgufFile.open(path), dtype=dtype, device=device, cls=cls)
 
 
+def model_folder(name: str | Path) -> Path | None:
+    """The Hugging Face folder of the model called ``name``; None for a GGUF file."""
+    path = smollm2_folder() if name == SMOLLM2 else _existing(str(name))
+    return path if path.is_dir() else None
+
+
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer of the model called ``name``, without its weights; see `load_model`."""
     path = smollm2_folder() if name == SMOLLM2 else _existing(str(name))

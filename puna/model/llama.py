@@ -4,7 +4,7 @@ Parameter names are Hugging Face's, so a model folder loads here and there witho
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat
 from typing import Any, ClassVar
 
@@ -87,6 +87,26 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
 
+def fresh_weights(
+    shapes: Mapping[str, tuple[int, ...]], n_layers: int, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and fresh fp32 weight of each parameter, one at a time, in the order of ``shapes``.
+
+    Normal with std 0.02, projections into the stream scaled down; norms are ones. The scale
+    1 / sqrt(2 * layers) of ``o_proj`` and ``down_proj`` is GPT-2's: it keeps the stream's variance
+    independent of depth.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    into_stream = INIT_STD / math.sqrt(2 * n_layers)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            yield name, torch.ones(shape)
+            continue
+        small = name.endswith(("o_proj.weight", "down_proj.weight"))
+        std = into_stream if small else INIT_STD
+        yield name, torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
 class Llama(nn.Module):
     """A Llama language model.
 
@@ -112,23 +132,13 @@ class Llama(nn.Module):
         self.model = Trunk(config)
         self.lm_head = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
 
+    @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw fresh weights: normal with std 0.02, projections into the stream scaled down.
-
-        The scale 1 / sqrt(2 * layers) of ``o_proj`` and ``down_proj`` is GPT-2's: it keeps the
-        stream's variance independent of depth.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        into_stream = INIT_STD / math.sqrt(2 * self.config.n_layers)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim == 1:
-                    parameter.fill_(1.0)
-                    continue
-                small = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = into_stream if small else INIT_STD
-                drawn = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-                parameter.copy_(drawn)
+        """Draw fresh weights, see `fresh_weights`."""
+        named = dict(self.named_parameters())
+        shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+        for name, drawn in fresh_weights(shapes, self.config.n_layers, seed):
+            named[name].copy_(drawn)
 
     def stretch(self, context: int, scaling: RopeScaling | None) -> None:
         """Read rows of another length from now on, with RoPE scaled so."""

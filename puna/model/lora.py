@@ -98,11 +98,7 @@ class LoRALinear(nn.Module):
         self.enabled = True
         outputs, inputs = _shape(base)
         device = next(base.buffers() if isinstance(base, NF4Linear) else base.parameters()).device
-        drawn = torch.empty(config.rank, inputs)
-        if config.init == "kaiming":
-            drawn.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
-        else:
-            drawn.normal_(0.0, 1 / config.rank, generator=generator)
+        drawn = draw_down(config, inputs, generator)
         self.lora_A = nn.Parameter(drawn.to(device))
         self.lora_B = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
         self.magnitude: nn.Parameter | None = None
@@ -136,6 +132,19 @@ class LoRALinear(nn.Module):
         return (self.base_square + 2 * crossed + changed).clamp(min=0).sqrt()
 
 
+def draw_down(config: LoraConfig, inputs: int, generator: torch.Generator) -> Tensor:
+    """A fresh A (rank, inputs), as ``config.init`` says."""
+    drawn = torch.empty(config.rank, inputs, device="cpu")
+    if config.init == "kaiming":
+        return drawn.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+    return drawn.normal_(0.0, 1 / config.rank, generator=generator)
+
+
+def generator_of(seed: int, product: str) -> torch.Generator:
+    """What the A of a product is drawn from."""
+    return torch.Generator().manual_seed(stable_seed(seed, "lora", product))
+
+
 def add_lora(model: Llama, config: LoraConfig, *, seed: int = 0) -> None:
     """Freeze ``model`` and give the products that ``config`` names an adapter, in place.
 
@@ -152,10 +161,9 @@ def add_lora(model: Llama, config: LoraConfig, *, seed: int = 0) -> None:
         parameter.requires_grad = False
     freeze_base(model, config.base)
     for name in chosen:
-        generator = torch.Generator().manual_seed(stable_seed(seed, "lora", name))
         base = model.get_submodule(name)
         assert isinstance(base, Linear | NF4Linear)
-        replace_module(model, name, LoRALinear(base, config.of(name), generator))
+        replace_module(model, name, LoRALinear(base, config.of(name), generator_of(seed, name)))
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

@@ -196,6 +196,18 @@ def cross_entropy_sum(
     return loss, len(kept)
 
 
+@torch.no_grad()
+def likeliest(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> Tensor:
+    """Whether each label, where there is one, is the likeliest token: (n,), row after row."""
+    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
+    kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
+    hidden_nd = hidden_btd.flatten(0, 1).index_select(0, kept)
+    logits_nv, labels_n = F.linear(hidden_nd, weight_vd.to(hidden_nd.dtype)), labels_bt.flatten()
+    if shard is not None:
+        return shard.likeliest(logits_nv, labels_n[kept])
+    return logits_nv.argmax(1) == labels_n[kept]
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """Log-probability of each label; the backward pass computes the logits anew."""
 

@@ -1,5 +1,7 @@
 """Adapters merged into the weights they change, and what rounding loses on the way."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,26 +120,47 @@ def merged_copy(model: Llama, dtype: torch.dtype = torch.float32) -> Llama:
 
 def _merged(name: str, layer: LoRALinear, dtype: torch.dtype) -> tuple[Tensor, WeightError]:
     """The merged weight of a product, summed in fp64, and what storing it as ``dtype`` loses."""
-    base = dense_weight(layer.base)
-    merged = torch.empty_like(base, dtype=dtype)
-    down = layer.lora_A.double()
+    change = (layer.lora_A, layer.lora_B, layer.magnitude)
+    merged, largest, squares = merged_rows(dense_weight(layer.base), *change, layer.scale, dtype)
+    return merged, weight_error(name, largest, squares)
+
+
+@torch.no_grad()
+def merged_rows(
+    base_oi: Tensor,
+    down_ri: Tensor,
+    up_or: Tensor,
+    magnitude_o: Tensor | None,
+    scale: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, float, list[float]]:
+    """Rows of a weight with their change, summed in fp64 and stored as ``dtype``.
+
+    Returns them, the largest error of storing, and the sums of squares of errors, weights, changes.
+    """
+    merged = torch.empty_like(base_oi, dtype=dtype)
+    down = down_ri.double()
     largest = 0.0
-    squares = torch.zeros(3, dtype=torch.float64)  # of errors, weights, changes
-    for start in range(0, len(base), _ROWS):
+    squares = torch.zeros(3, dtype=torch.float64)
+    for start in range(0, len(base_oi), _ROWS):
         part = slice(start, start + _ROWS)
-        weight = base[part].double()
-        exact = weight + layer.scale * layer.lora_B[part].double() @ down
-        if layer.magnitude is not None:
-            exact *= (layer.magnitude[part].double() / exact.norm(dim=1))[:, None]
+        weight = base_oi[part].double()
+        exact = weight + scale * up_or[part].double() @ down
+        if magnitude_o is not None:
+            exact *= (magnitude_o[part].double() / exact.norm(dim=1))[:, None]
         merged[part] = exact.to(dtype)
         error = merged[part].double() - exact
         largest = max(largest, float(error.abs().max()))
         sums = [float(t.square().sum()) for t in (error, exact, exact - weight)]
         squares += torch.tensor(sums, dtype=torch.float64)
-    roots = squares.sqrt().tolist()
-    relative = roots[0] / roots[1] if roots[1] else 0.0
-    of_change = roots[0] / roots[2] if roots[2] else 0.0
-    return merged, WeightError(name, largest, relative, of_change)
+    return merged, largest, squares.tolist()
+
+
+def weight_error(product: str, largest: float, squares: Sequence[float]) -> WeightError:
+    """From the largest error and the sums of squares of errors, weights and changes."""
+    errors, weights, changes = (math.sqrt(square) for square in squares)
+    relative = errors / weights if weights else 0.0
+    return WeightError(product, largest, relative, errors / changes if changes else 0.0)
 
 
 def _logits(model: Llama, ids_bt: Tensor) -> Tensor:

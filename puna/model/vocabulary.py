@@ -34,6 +34,15 @@ class VocabularyShard:
             softmax.mul_(scale_n[:, None])
         return logprobs_n, softmax.to(logits_nv.dtype)
 
+    def likeliest(self, logits_nv: Tensor, labels_n: Tensor) -> Tensor:
+        """Whether no token has a larger logit than the label: (n,)."""
+        place = labels_n - self.first
+        own = (place >= 0) & (place < logits_nv.shape[1])
+        at_label = logits_nv.gather(1, place.where(own, 0)[:, None]).squeeze(1).float()
+        both = torch.stack([logits_nv.amax(1).float(), at_label.where(own, -torch.inf)])
+        dist.all_reduce(both, dist.ReduceOp.MAX, self.group)
+        return both[0] == both[1]
+
     def _softmax(
         self, logits_nv: Tensor, labels_n: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
