@@ -22,7 +22,14 @@ from puna.safety.shield.incremental import MOST_NESTED, GrowingCode
 from puna.safety.shield.lines import _STYLES, LogicalLines
 from puna.safety.shield.matching import Scan
 from puna.safety.shield.needles import finditer
-from puna.safety.shield.parsing import MOST_DEEP, MOST_SIGNS, Deadline, ScanTimeout, parse
+from puna.safety.shield.parsing import (
+    MOST_ALIKE,
+    MOST_DEEP,
+    MOST_SIGNS,
+    Deadline,
+    ScanTimeout,
+    parse,
+)
 from puna.safety.shield.rules import patterns_of
 from puna.safety.shield.tree import Reader
 
@@ -32,7 +39,8 @@ TOO_MUCH = {
     "brackets without an end": "f(" * 1000 + "\n",
     "a chain": "x = a" + ".a" * 2 * MOST_DEEP + "\n",
     "a sum": "x = a" + " + a" * 2 * MOST_DEEP + "\n",
-    "signs": "*" * (MOST_SIGNS + 200) + "\n",
+    "one sign": "x = " + "#" * MOST_ALIKE + "\n",
+    "signs": "*~" * MOST_SIGNS + "\n",
 }
 
 
@@ -82,7 +90,7 @@ def test_brackets_that_close_nothing_are_not_looked_for_again_and_again() -> Non
 @pytest.mark.parametrize(
     ("kind", "language"),
     [
-        *itertools.product(list(TOO_MUCH)[:-1], ("python", "javascript", "php", "ruby")),
+        *itertools.product(list(TOO_MUCH)[:-1], ("python", "javascript", "php", "swift")),
         ("signs", "python"),
     ],
 )
@@ -199,10 +207,10 @@ def test_many_patterns_are_looked_for_around_words_only() -> None:
 
 @pytest.mark.clock
 def test_broken_code_neither_stops_nor_stalls_the_shield(fuzz: ModuleType) -> None:
-    found = fuzz.fuzz(84, seed=7, repeated=False)
-    assert found["languages"] == len(languages()) < 84
+    found = fuzz.fuzz(42, seed=7, repeated=False)
+    assert found["languages"] == len(languages()) < 42
     assert found["lines"] > 1000
-    for language, kind in (("php", "a. ..."), ("c", "{ closed with )"), ("python", '"\\ ...')):
+    for language, kind in (("php", "a. ..."), ("c", "{ closed with )"), ("swift", "# ...")):
         fuzz._one(kind, dict(fuzz.endless())[kind], language, language, found)
     assert found["crashes"] == []
     # The benchmark asks for STALL_MS; this may be a slower machine, and it is shared.

@@ -96,7 +96,7 @@ class GrowingCode:
                 _after(at, text[start:]),
             )
         self._closers = closers
-        self._tree = parse(self._parser, text, deadline, self._tree)
+        self._tree = parse(self._parser, text, deadline, self._tree, start)
         self._n_nodes = check_shape(self._tree, self._n_nodes)
         scan = Scan(self._engine, self._reader, self._tree, text, self._index, deadline)
         hits = scan.hits(start, len(self._data))

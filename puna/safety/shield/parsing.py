@@ -6,6 +6,7 @@ buffers every time. Text that is read so has no source that nodes could give the
 tree is handed on to a second parse of the plain bytes, which takes over all that has no errors.
 """
 
+import string
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,9 @@ MOST_DEEP = 600
 """Nodes within one another in code that is judged."""
 MOST_SIGNS = 1500
 """Signs side by side, beyond the names and values among them, in code that is judged."""
+MOST_ALIKE = 1000
+"""One sign again and again in code that is judged: some grammars look at all of them at each."""
+_RUNS = [sign.encode() * MOST_ALIKE for sign in string.punctuation]
 _STEP = 64
 _MOST_SAMPLES = 1024
 
@@ -77,15 +81,22 @@ class _Buffers(threading.local):
 _BUFFERS = _Buffers()
 
 
-def parse(parser: Parser, data: bytes, deadline: Deadline, old: Tree | None = None) -> Tree:
+def parse(
+    parser: Parser, data: bytes, deadline: Deadline, old: Tree | None = None, start: int = 0
+) -> Tree:
     """The tree of a text; raises `ScanTimeout` when that takes more than the deadline leaves.
+
+    It is raised too for `MOST_ALIKE`: there the parser cannot be interrupted.
 
     Args:
         parser: of the text's language.
         data: the text.
         deadline: when to give up.
         old: the tree of the text as it was, edited.
+        start: where the text is new.
     """
+    if len(data) - start >= MOST_ALIKE and any(data.find(run, start) >= 0 for run in _RUNS):
+        raise ScanTimeout(f"it has one sign {MOST_ALIKE} times in a row")
     read, enough = _reader(data), deadline.part()
     try:
         if old is None:
