@@ -117,16 +117,22 @@ def test_a_scan_ends_at_the_look_at_the_clock_at_which_its_time_is_over(
 ) -> None:
     clock = itertools.count()
     monkeypatch.setattr(parsing.time, "thread_time", lambda: float(next(clock)))
-    judged = []
-    callee = Scan._call_fits
-    monkeypatch.setattr(Scan, "_call_fits", lambda *a: judged.append(1) or callee(*a))
+    judged = 0
+    fits = Scan._call_fits
+
+    def counted(*given: Any) -> bool:
+        nonlocal judged
+        judged += 1
+        return fits(*given)
+
+    monkeypatch.setattr(Scan, "_call_fits", counted)
     data = b"x = [" + b"eval(a), " * 4000 + b"]\n"
     own = engine("python")
     tree = own.parser().parse(data)
     late = Scan(own, Reader(own.grammar), tree, data, deadline=Deadline(float(looks)))
     with pytest.raises(ScanTimeout):
         late.hits()
-    assert len(judged) <= looks * parsing._LOOK / 64
+    assert judged <= looks * parsing._LOOK / 64
 
 
 def test_the_parser_is_asked_whether_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
