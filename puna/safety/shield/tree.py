@@ -136,6 +136,8 @@ class Reader:
         if node is None or depth > 24:
             return "?"
         kind, grammar = node.type, self.grammar
+        if kind == "identifier":
+            return text_of(node) if node.end_byte - node.start_byte <= _MAX_NAME else "?"
         if member := grammar.members.get(kind):
             left, own = self.part(node, member[0]), self.part(node, member[1])
             after = self._name(own, depth + 1)
