@@ -1,7 +1,7 @@
 """Several processes that work on one run: how they meet, share the work and add up what they find.
 
-So far all of them are replicas: each holds the whole model and takes its part of every batch. A
-process on its own is a mesh of ones and goes the same way.
+Each holds the whole model, a replica, or the part of it that a `Layout` gives it. A process on its
+own is a mesh of ones and goes the same way.
 """
 
 from puna.parallel.layout import Layout

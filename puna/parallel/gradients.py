@@ -22,6 +22,41 @@ def local(tensor: Tensor) -> Tensor:
     return held
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``; all processes that hold a part of it call this."""
+    spread: Any = tensor
+    gathered: Tensor = spread.full_tensor() if is_spread(tensor) else tensor
+    return gathered
+
+
+def spread_like(part: Tensor, other: Tensor) -> Tensor:
+    """A tensor of which this process has ``part``, spread as ``other`` is."""
+    if not is_spread(other):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    like: Any = other
+    made: Tensor = DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape,
+        stride=like.stride(),
+    )  # fmt: skip
+    return made
+
+
+def part_of(tensor: Tensor, other: Tensor) -> Tensor:
+    """The part of ``tensor``, whole here, that this process holds of ``other`` of its shape."""
+    if not is_spread(other):
+        return tensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    like: Any = other
+    sizes, starts = compute_local_shape_and_global_offset(
+        like.shape, like.device_mesh, like.placements
+    )
+    parts = zip(starts, sizes, strict=True)
+    return tensor[tuple(slice(start, start + size) for start, size in parts)]
+
+
 @torch.no_grad()
 def settle(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     """This process's part of each gradient, spread as its parameter is.

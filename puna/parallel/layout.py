@@ -106,6 +106,11 @@ class Layout(Config):
         """Whether every process holds the whole model."""
         return self.model_size == 1
 
+    @property
+    def cuts_passes(self) -> bool:
+        """Whether a process does a part of a forward pass only."""
+        return self.tp * self.cp * self.pp > 1
+
     def of(self, n_processes: int) -> "Layout":
         """This layout with ``dp_replicate`` as the number of processes makes it.
 

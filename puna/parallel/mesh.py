@@ -98,11 +98,18 @@ class Mesh:
 
     def sum(self, numbers: Sequence[float]) -> Sequence[float]:
         """Each number, summed over the processes in fp64. All must call it."""
+        return self._reduced(numbers, dist.ReduceOp.SUM)
+
+    def largest(self, numbers: Sequence[float]) -> Sequence[float]:
+        """The largest of each number over the processes. All must call it."""
+        return self._reduced(numbers, dist.ReduceOp.MAX)
+
+    def _reduced(self, numbers: Sequence[float], how: Any) -> Sequence[float]:
         if self.n_processes == 1:
             return numbers
         total = torch.tensor(numbers, dtype=torch.float64)
         with _connected():
-            dist.all_reduce(total)
+            dist.all_reduce(total, how)
         return total.tolist()
 
     def any(self, flag: bool) -> bool:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from puna.core.errors import UsageError
 from puna.data import Batch
 from puna.model import Llama
-from puna.model.lora import lora_layers
+from puna.parallel.adapters import check_adapter
 from puna.parallel.layout import Layout
 from puna.parallel.mesh import Mesh, here
 
@@ -59,6 +59,33 @@ class Parallel:
         copy = None if self.tie is None else self.tie.head
         return [parameter for parameter in parameters if parameter is not copy]
 
+    @torch.no_grad()
+    def look(self, objective: Callable[[Llama, Any], Any], batch: Any) -> list[Any]:
+        """What ``objective`` makes of this process's rows, no gradient recorded.
+
+        All processes call it, those of one ``share`` with the same batch; empty where the process
+        has no end of the pipeline. Rows must have a multiple of 2 cp * tp positions.
+        """
+        batch = batch.to(self.parts[0].device)
+        batch = batch if self.pieces is None else self.pieces.batch(batch)
+        if self.pipeline is not None:
+            found: list[Any] = self.pipeline.look(objective, batch)
+        else:
+            found = [objective(self.parts[0], batch)]
+        self.drop_gathered()
+        return found
+
+    def drop_gathered(self) -> None:
+        """After a forward pass without a backward pass FSDP keeps what it has gathered last."""
+        if self.mesh.layout.dp_shard * self.mesh.layout.cp == 1:
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        for root in self.parts if self.pipeline is None else self.pipeline.stages:
+            for module in root.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     def run(
         self,
         objective: Callable[[Llama, Any], Any],
@@ -97,8 +124,7 @@ def parallelize(model: Llama, layout: Layout) -> Parallel:
     mesh.layout.check_model(model.config)
     if mesh.layout.only_replicas:
         return Parallel(mesh, [model])
-    if any(True for _ in lora_layers(model)):
-        raise UsageError("an adapter is trained by replicas: leave out layout, or set lora to null")
+    check_adapter(model, mesh.layout)
     vars(model)[_MADE] = made = _laid_out(model, mesh)
     return made
 
@@ -136,6 +162,11 @@ def _laid_out(model: Llama, mesh: Mesh) -> Parallel:
         if pipeline is None:
             register_fsdp_forward_method(model, "hidden")
     return Parallel(mesh, parts, pipeline, pieces, tie)
+
+
+def as_it_is(model: Llama) -> Parallel:
+    """How ``model`` is laid out, or this process alone where it has all of it."""
+    return laid_out(model) or Parallel(Mesh(), [model])
 
 
 def laid_out(model: nn.Module) -> Parallel | None:

@@ -183,9 +183,42 @@ class Pipeline:
             *([numbers] if first else []), target=numbers if last else None, number=numbers
         )
         outcomes = [outcome for stage in self.stages for outcome in stage.outcomes]
+        self._forget()
+        return outcomes
+
+    def look(self, objective: Callable[[Llama, Any], Any], batch: Any) -> list[Any]:
+        """What ``objective`` makes of ``batch``, no gradient recorded, where the last stage is.
+
+        All processes call it. The batch goes through the stages as a whole, whatever the schedule.
+        """
+        layout, here = self.mesh.layout, self.mesh.places["pp"]
+        places = {n: place for place in range(layout.pp) for n in layout.stages_of(place)}
+        stages = dict(zip(layout.stages_of(here), self.stages, strict=True))
+        x: Any = None
+        for number, stage in sorted(stages.items()):
+            if number and places[number - 1] != here:
+                x = self._received(batch, places[number - 1])
+            stage.batches, stage.objective, stage.outcomes = [batch], objective, []
+            x = stage(x, number=torch.zeros(1, dtype=torch.int64))
+            if not stage.last and places[number + 1] != here:
+                group = self.mesh.group("pp")
+                dist.send(x.contiguous(), dist.get_global_rank(group, places[number + 1]), group)
+        outcomes = [outcome for stage in self.stages for outcome in stage.outcomes]
+        self._forget()
+        return outcomes
+
+    def _received(self, batch: Batch, place: int) -> Tensor:
+        """What the stage before makes of ``batch``, from the process at ``place``."""
+        part, (rows, time) = self.stages[0].part, batch.ids.shape
+        shape = (rows, time // self.mesh.layout.tp, part.config.dim)
+        x = torch.empty(shape, dtype=part.dtype, device=part.device)
+        group = self.mesh.group("pp")
+        dist.recv(x, dist.get_global_rank(group, place), group)
+        return x
+
+    def _forget(self) -> None:
         for stage in self.stages:
             stage.batches, stage.objective, stage.outcomes = (), None, []
-        return outcomes
 
     def _new_schedule(self, rows: int, time: int, dtype: torch.dtype) -> Any:
         layout = self.mesh.layout

@@ -22,13 +22,16 @@ from puna.data.order import WHOLE, Share
 from puna.formats import save_model
 from puna.model import Llama, RopeScaling
 from puna.parallel import here
+from puna.parallel.folders import save_spread
 from puna.parallel.parallelize import laid_out
 from puna.pretraining.held_out import held_out_loss
 from puna.pretraining.needle import needle_accuracy
 from puna.pretraining.recipe import Curriculum, Gate, LongContext, Mix, loop_of
+from puna.pretraining.spread_needle import spread_needle_accuracy
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig, next_token, train
 from puna.training.checkpoint import Progress
+from puna.training.look import set_dtype
 from puna.training.loop import compute_dtype
 
 _LOG, _AVERAGED = "curriculum.json", "averaged"
@@ -217,8 +220,13 @@ class CurriculumRun:
         marks = _marks(start, segment)
 
         def keep(step: int, trained: Llama) -> None:
-            if step in marks and here().is_first:
-                save_model(self.folder / _AVERAGED / f"step-{step:09d}", trained, tokenizer)
+            if step not in marks:
+                return
+            place = self.folder / _AVERAGED / f"step-{step:09d}"
+            if laid_out(trained) is not None:
+                save_spread(place, trained, tokenizer)
+            elif here().is_first:
+                save_model(place, trained, tokenizer)
 
         return train(
             model, next_token, source, loop, self.folder / "checkpoints", self.events,
@@ -235,24 +243,20 @@ class CurriculumRun:
         last_phase = len(self.done) + 1 == len(self.curriculum.phases)
         if long is None or not (last_phase or segment.gate):
             return judged
-        if laid_out(model) is not None:
-            note = "the layout spreads the model: not judged, the next stage begins"
-            self.events.emit("warning", text=f"{segment.name}: {note}")
-            return Judged(**{**asdict(judged), "note": note})
         gate = segment.gate or long.gate
-        model.compute_dtype = compute_dtype(self.loop, model.device)
+        set_dtype(model, compute_dtype(self.loop, model.device))
         short_rows = PackedRows(self.texts.held_out, self.curriculum.short)
         short = held_out_loss(model, short_rows, gate.rows)
         if segment.gate is None:
             self.before = short
-            model.compute_dtype = None
+            set_dtype(model, None)
             return Judged(**{**asdict(judged), "short_loss": short})
-        needles = needle_accuracy(
+        find = needle_accuracy if laid_out(model) is None else spread_needle_accuracy
+        needles = find(
             model, tokenizer, self.texts.hay, segment.row_length, gate.needles, self.seed
         )
-        model.compute_dtype = None
-        if self.before is None:  # the phases ran on a layout that could not be judged
-            self.before = short
+        set_dtype(model, None)
+        assert self.before is not None
         passed = short <= self.before * (1 + gate.short_loss_tolerance)
         passed = passed and needles >= gate.needle_accuracy
         found = {**asdict(judged), "passed": passed, "short_loss": short, "needles": needles}

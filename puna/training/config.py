@@ -82,10 +82,10 @@ class LoopConfig(Config):
             raise ValueError(
                 "offload_activations and recompute_every need recompute: set it to full"
             )
-        if self.optimizer != "adamw" and not self.layout.only_replicas:
+        if self.optimizer == "adamw8bit" and not self.layout.only_replicas:
             raise ValueError(
-                f"optimizer {self.optimizer} needs whole matrices, the layout spreads them: set it "
-                "to adamw"
+                "optimizer adamw8bit keeps moments in blocks of whole matrices, the layout spreads "
+                "them: set it to adamw, whose moments are spread too"
             )
         if self.durable and self.durable_every % self.checkpoint_every:
             raise ValueError(

@@ -151,8 +151,9 @@ def train(
             process only.
         stage: named in the events.
         attended: mean number of positions a token attends to, for the FLOP count behind MFU.
-        after_step: called after every step, outside its time, e.g. to validate; it must leave the
-            weights and torch's random state as they are, or a resumed run would differ.
+        after_step: called after every step, outside its time, by all processes, e.g. to validate
+            (`puna.training.look`); it must leave the weights and torch's random state as they are,
+            or a resumed run would differ.
         beside: trained and saved with the model where the objective uses more, e.g. a value model.
         kept: what ``source`` and ``objective`` remember between steps; saved and restored.
 
@@ -166,9 +167,6 @@ def train(
         raise UsageError(
             "this method trains a second model, which only replicas hold: leave layout"
         )
-    if after_step is not None and not mesh.layout.only_replicas:
-        events.emit("note", text="the layout spreads the model: no looks at it while it trains")
-        after_step = None
     events = events if mesh.is_first else EventLog()
     dtype = compute_dtype(config, model.device)
     float8 = config.precision == "float8"

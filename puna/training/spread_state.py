@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from puna.core.errors import PunaError
 from puna.parallel import Mesh
 from puna.parallel.files import Shapes, read_tensors
-from puna.parallel.gradients import local
+from puna.parallel.gradients import local, spread_like
 from puna.training.optimizer import states
 
 Naming = Callable[[str], str]
@@ -30,20 +30,9 @@ def state_of(trained: nn.Module, optimizers: Sequence[Optimizer], name_of: Namin
 
 def on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies in the host's memory, spread as the originals are."""
-    from torch.distributed.tensor import DTensor
 
     def copied(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, DTensor):
-            return tensor.detach().to("cpu", copy=True)
-        part = tensor.to_local().detach().to("cpu", copy=True)
-        return DTensor.from_local(
-            part,
-            tensor.device_mesh,
-            tensor.placements,
-            run_check=False,
-            shape=tensor.shape,
-            stride=tensor.stride(),
-        )
+        return spread_like(local(tensor.detach()).to("cpu", copy=True), tensor)
 
     return {name: copied(tensor) for name, tensor in tensors.items()}
 

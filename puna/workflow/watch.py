@@ -14,8 +14,11 @@ from puna.core.events import EventLog
 from puna.core.files import write_json
 from puna.data import PackedRows
 from puna.model import Llama
+from puna.parallel import here
+from puna.parallel.parallelize import as_it_is
 from puna.tokenizer import Message, Tokenizer
 from puna.training import next_token
+from puna.training.look import mean_loss
 from puna.training.loop import Objective
 
 _ROWS_AT_ONCE = 4
@@ -25,6 +28,8 @@ _ANSWER_TOKENS = 48
 @dataclass
 class Watch:
     """Called after each step; emits ``validation`` and ``sample`` events at regular steps.
+
+    All processes call it. Where tp, cp or pp divide a forward pass no samples are made.
 
     It leaves weights and random state alone: what it sees changes nothing of the training.
     """
@@ -46,8 +51,12 @@ class Watch:
     @cached_property
     def losses(self) -> dict[int, float]:
         """Mean loss of the held-out tokens, in nats, by step."""
-        found = json.loads(self.kept.read_text()) if self.kept.exists() else {}
+        found = here().on_first(self._read)  # so that all look, or none
         return {int(step): loss for step, loss in found.items()}
+
+    def _read(self) -> dict[str, float]:
+        found: dict[str, float] = json.loads(self.kept.read_text()) if self.kept.exists() else {}
+        return found
 
     def __call__(self, step: int, model: Llama) -> None:
         if step % self.every == 0 or step == self.steps:
@@ -61,21 +70,21 @@ class Watch:
             self.losses[step] = held_out_loss(model, self.rows)
             write_json(self.kept, self.losses)
             self.events.emit("validation", **at, held_out_loss=self.losses[step])
+        spread = as_it_is(model)
+        if spread.mesh.layout.cuts_passes:
+            return  # an answer is made by whole passes of one process
         for messages in self.questions:
             answer = greedy_answer(model, self.tokenizer, messages)
             self.events.emit("sample", **at, question=messages[-1].content, answer=answer)
+        spread.drop_gathered()
 
 
-@torch.no_grad()
 def held_out_loss(model: Llama, rows: PackedRows, objective: Objective = next_token) -> float:
-    """Mean loss of the trained tokens of all rows, in nats; of another objective its mean."""
-    total, count = 0.0, 0
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        numbers = list(range(start, min(start + _ROWS_AT_ONCE, len(rows))))
-        outcome = objective(model, rows.rows(numbers).to(model.device))
-        total += float(outcome.loss_sum)
-        count += outcome.count
-    return round(total / count, 4)
+    """Mean loss of the trained tokens of all rows, in nats; of another objective its mean.
+
+    Of a spread model all processes call it.
+    """
+    return round(mean_loss(model, rows, len(rows), _ROWS_AT_ONCE, objective), 4)
 
 
 class _Grown:

@@ -19,6 +19,7 @@ from puna.parallel import Layout, Mesh, here
 from puna.parallel.folders import load_spread, save_spread
 from puna.parallel.parallelize import parallelize
 from puna.training import LoopConfig, Outcome, RowSource, next_token, train
+from puna.training.loop import AfterStep
 
 VOCAB, ROW, STEPS, ROWS = 64, 48, 5, 16
 LOOP = LoopConfig(
@@ -62,9 +63,16 @@ class Killed(Exception):
 
 
 def trained(
-    folder: Path, name: str, run: tuple[Any, Any, Any], *, until: int = STEPS, into: str = ""
+    folder: Path,
+    name: str,
+    run: tuple[Any, Any, Any],
+    *,
+    until: int = STEPS,
+    into: str = "",
+    model: Llama | None = None,
+    after_step: AfterStep | None = None,
 ) -> Llama:
-    """Train to step ``until`` and stop there as a kill would.
+    """Train to step ``until`` and stop there as a kill would; a new model, unless one is given.
 
     Leaves events and whole weights in ``folder``, and checkpoints in a folder of the name ``into``;
     of a pipeline each process leaves the weights that it has.
@@ -73,7 +81,7 @@ def trained(
     layout = Layout.parse(layout, where=name)
     loop = LOOP.model_copy(update={"layout": layout, **changes})
     source = RowSource(PackedRows(TokenFile(folder / "tokens"), ROW), 5, loop)
-    model, mesh = new_model(**shape), here().of(layout)
+    model, mesh = new_model(**shape) if model is None else model, here().of(layout)
     log = EventLog(folder / f"{name}-{mesh.rank}.jsonl")
 
     def cut(step: int, share: Share) -> list[Any]:
@@ -82,7 +90,10 @@ def trained(
         return source(step, share)
 
     with suppress(Killed):
-        train(model, next_token, cut, loop, folder / (into or name), log, stage=name)
+        train(
+            model, next_token, cut, loop, folder / (into or name), log, stage=name,
+            after_step=after_step,
+        )  # fmt: skip
     log.close()
     save_weights(folder, name, model, mesh)
     return model

@@ -38,8 +38,10 @@ RUNS: Runs = {  # of four processes
     "dualpipev": (PP | {"schedule": "dualpipev"}, {}, {}),
 }
 
+SIXTEENTH = {"pp": 2, "tp": 2, "cp": 2, "dp_shard": 2}
 SIXTEEN: Runs = {
-    "sixteen": ({"pp": 2, "tp": 2, "cp": 2, "dp_shard": 2, "microbatches": 4}, {}, {}),
+    "sixteen": (SIXTEENTH | {"microbatches": 4}, {}, {}),
+    "sixteen, dualpipev": (SIXTEENTH | {"schedule": "dualpipev"}, {}, {}),
 }
 
 OF_TOKENIZER = {"vocab_size": 288}

@@ -43,7 +43,7 @@ def test_a_recipe_gives_two_processes_the_model_of_one(recipe_file: Path, tmp_pa
     changes = ["stages.pretrain.loop.batch_rows=6"]
     code, _, errors = puna(recipe_file, tmp_path / "one", *changes)
     assert code == 0, errors
-    spread = [*changes, "stages.pretrain.loop.layout.dp_shard=2"]  # the others are replicas
+    spread = [*changes, *(f"stages.{stage}.loop.layout.dp_shard=2" for stage in STAGES)]
     code, output, errors = puna(recipe_file, tmp_path / "two", *spread, processes=2)
     assert code == 0, errors
     one, two = tmp_path / "one" / "tiny", tmp_path / "two" / "tiny"

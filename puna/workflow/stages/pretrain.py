@@ -13,6 +13,7 @@ from puna.data import PackedRows, TokenFile, read_documents
 from puna.formats.average import average_models
 from puna.model import Llama, LlamaConfig, llama_config
 from puna.parallel import here
+from puna.parallel.build import fresh_spread
 from puna.pretraining import encode_documents
 from puna.pretraining.curriculum import CurriculumRun, Texts
 from puna.pretraining.recipe import Curriculum
@@ -95,7 +96,12 @@ def run_pretrain(
     folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Train fresh weights on the corpus."""
-    model, tokenizer = fresh_model(config, seed, tokenizer_folder)
+    if config.loop.layout.only_replicas:
+        model, tokenizer = fresh_model(config, seed, tokenizer_folder)
+    else:
+        tokenizer = Tokenizer.from_folder(tokenizer_folder)
+        shape = config.model.build(tokenizer.vocab_size)
+        model = fresh_spread(shape, config.loop.layout, stable_seed(seed, "init"))
     if config.curriculum is not None:
         return _run_curriculum(
             config, config.curriculum, seed, data, model, tokenizer, events, folder

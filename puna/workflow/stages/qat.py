@@ -11,7 +11,7 @@ from puna.training import next_token, train
 from puna.training.loop import compute_dtype
 from puna.workflow.stage import SCRATCH
 from puna.workflow.stages.chats import ChatStage, TuningChats, tuning_chats
-from puna.workflow.stages.training import Given, open_base, train_and_save
+from puna.workflow.stages.training import Given, check_whole, open_base, train_and_save
 from puna.workflow.watch import held_out_loss
 
 
@@ -25,6 +25,7 @@ class QATStage(ChatStage):
 
 def run_qat(config: QATStage, given: Given, folder: Path) -> dict[str, Any]:
     """Tune with the rounding that the device will apply; leaves weights on its grid."""
+    check_whole(config.loop, "qat rounds whole weights, the layout spreads them")
     model, tokenizer = open_base(config, given)
     model.compute_dtype = compute_dtype(config.loop, model.device)
     chats = tuning_chats(config, given, tokenizer, folder)

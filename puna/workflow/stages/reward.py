@@ -19,7 +19,7 @@ from puna.core.random import stable_seed
 from puna.training import RowSource
 from puna.training.loop import compute_dtype
 from puna.workflow.stages.pairs import PairStage, read_stage_pairs
-from puna.workflow.stages.training import Given, adapt, open_base, train_and_save
+from puna.workflow.stages.training import Given, adapt, check_whole, open_base, train_and_save
 
 
 class RewardStage(PairStage):
@@ -36,6 +36,7 @@ class RewardStage(PairStage):
 
 def run_reward(config: RewardStage, given: Given, folder: Path) -> dict[str, Any]:
     """Train a reward model; with an adapter its head is trained too, and both are merged."""
+    check_whole(config.loop, "a reward model's head is held whole, the layout spreads the model")
     policy, tokenizer = open_base(config, given, config.lora)
     pairs = read_stage_pairs(config, given, tokenizer)
     model = RewardModel.from_policy(policy)

@@ -25,6 +25,7 @@ from puna.model import LoraConfig
 from puna.pretraining import document_tokens
 from puna.tokenizer import Message, Tokenizer
 from puna.training import next_token
+from puna.training.look import set_dtype
 from puna.training.loop import compute_dtype
 from puna.workflow.stages.chats import ChatStage, tuning_chats
 from puna.workflow.stages.corpus import TRAIN, VALIDATION
@@ -71,7 +72,7 @@ class SFTStage(ChatStage):
 
 def run_sft(config: SFTStage, given: Given, folder: Path) -> dict[str, Any]:
     """Tune the base model on chats, only the answers trained, and on replayed documents."""
-    model, tokenizer = open_base(config, given, config.lora)
+    model, tokenizer = open_base(config, given, config.lora, config.loop.layout)
     replay = None
     best = sampled_files(given, SFT_ROWS) if config.from_sample else []
     best += sampled_files(given, SFT_ROWS, "safety") if config.from_safety else []
@@ -85,7 +86,7 @@ def run_sft(config: SFTStage, given: Given, folder: Path) -> dict[str, Any]:
         sources=sampled, more=talks * config.dialogue_repeats, replay=replay,
     )  # fmt: skip
     adapt(model, config.lora, given)
-    model.compute_dtype = compute_dtype(config.loop, model.device)
+    set_dtype(model, compute_dtype(config.loop, model.device))
     chats.first_look(model)
     facts = train_and_save(
         model, tokenizer, next_token, chats.source, config.loop, config.row_length, given.events,

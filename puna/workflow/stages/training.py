@@ -15,14 +15,18 @@ from puna.core.devices import default_device
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.core.files import sha256_file, sha256_folder
+from puna.data.records import missing
 from puna.formats import load_model, save_model
 from puna.formats.peft import save_adapter
+from puna.formats.resolve import model_folder
 from puna.model import Llama, LoraConfig, add_lora, merge
 from puna.model.lora import lora_layers
+from puna.model.merge import MergeReport
 from puna.model.nf4 import NF4Linear
-from puna.parallel import here
-from puna.parallel.folders import save_spread
-from puna.parallel.parallelize import laid_out
+from puna.parallel import Layout, here
+from puna.parallel.adapters import has_adapter, merged_weights, save_spread_adapter
+from puna.parallel.folders import load_spread, save_spread
+from puna.parallel.parallelize import Parallel, laid_out
 from puna.safety.gate.verdict import CARD, GATE
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, train
@@ -32,7 +36,9 @@ from puna.workflow.stage import SCRATCH, Artifact
 from puna.workflow.stages.corpus import Exercises
 
 ADAPTER = "adapter"  # below a stage's folder: what LoRA trained, as PEFT writes it
+REPLICAS = Layout()
 MODEL = "model"  # below a stage's folder: the weights with their tokenizer
+Save = Callable[[Path, Any, Tokenizer], None]
 ChatFormatName = Literal["auto", "llama3", "llama3.1", "llama3.2", "chatml"]
 
 
@@ -104,26 +110,40 @@ def resolve_base(
     return name, digest_of(path) if path.exists() else name
 
 
+def check_whole(loop: LoopConfig, why: str) -> None:
+    """Raise `UsageError` where the layout spreads the model of a stage that cannot have it so."""
+    if not loop.layout.only_replicas:
+        raise UsageError(f"{why}: leave out loop.layout, or give it dp_replicate only")
+
+
 def digest_of(path: Path) -> str:
     """Hash of a file or folder; raises `UsageError` where there is none.
 
     What a gate has left in a model's folder does not count: the model is the same.
     """
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}")
+        raise missing(path)
     return sha256_folder(path, without=(GATE, CARD)) if path.is_dir() else sha256_file(path)
 
 
 def open_base(
-    config: FromModel, given: Given, lora: LoraConfig | None = None
+    config: FromModel,
+    given: Given,
+    lora: LoraConfig | None = None,
+    layout: Layout = REPLICAS,
 ) -> tuple[Llama, Tokenizer]:
     """The model a stage starts from, with the chat format the stage asks for.
 
     It is on the device, but for weights that `adapt` makes smaller first: a GPU that holds those
-    may be too small for these.
+    may be too small for these. Where ``layout`` spreads it each process reads its part of it, and
+    it has its adapter already; only a GGUF file is read whole by each.
     """
-    smaller = lora is not None and lora.base != "kept"
-    model, tokenizer = load_model(given.base, device="cpu" if smaller else default_device())
+    folder = None if layout.only_replicas else model_folder(given.base)
+    if folder is not None:
+        model, tokenizer = load_spread(folder, layout, lora=lora, seed=given.seed)
+    else:
+        smaller = lora is not None and lora.base != "kept"
+        model, tokenizer = load_model(given.base, device="cpu" if smaller else default_device())
     if config.chat_format != "auto":
         tokenizer = tokenizer.with_chat(FORMATS[config.chat_format])
     return model, tokenizer
@@ -142,8 +162,9 @@ def adapt(model: Llama, lora: LoraConfig | None, given: Given) -> None:
     """Put an adapter on the model where the stage asks for one, and say how large it is."""
     if lora is None:
         return
-    add_lora(model, lora, seed=given.seed)
-    model.to(default_device())
+    if laid_out(model) is None:
+        add_lora(model, lora, seed=given.seed)
+        model.to(default_device())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     given.events.emit("note", text=f"adapter: {trained:,} trained parameters")
 
@@ -160,7 +181,7 @@ def train_and_save(
     *,
     after_step: AfterStep | None = None,
     base: str | Path = "",
-    save: Callable[[Path, Any, Tokenizer], None] = save_model,
+    save: Save | None = None,
     trained: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Train and leave ``model/``; of a model with an adapter also ``adapter/``, then merged.
@@ -171,7 +192,7 @@ def train_and_save(
         row_length: tokens a token may attend to, for the FLOP count.
         after_step: see `train`.
         base: what an adapter changes, to keep it; else it is merged only.
-        save: writes the folder ``model/``.
+        save: writes the folder ``model/`` in place of `save_model`, by the first process.
         trained: called after the last step, the adapter not merged yet.
     """
     stage, mesh = folder.name, here()
@@ -199,14 +220,17 @@ def leave_model(
     folder: Path,
     *,
     base: str | Path = "",
-    save: Callable[[Path, Any, Tokenizer], None] = save_model,
+    save: Save | None = None,
 ) -> dict[str, Any]:
     """Write what `train_and_save` leaves, of a model that is trained; returns figures."""
-    merged = _merge_adapter(model, folder, str(base), events) if _has_adapter(model) else {}
-    if laid_out(model) is not None:
-        save_spread(folder / MODEL, model, tokenizer)
-    elif here().is_first:
-        save(folder / MODEL, model, tokenizer)
+    spread, merged = laid_out(model), dict[str, Any]()
+    if spread is not None and save is None:
+        merged = _leave_spread(model, tokenizer, spread, folder, str(base), events)
+    else:
+        if has_adapter(model):
+            merged = _merge_adapter(model, folder, str(base), events)
+        if here().is_first:
+            (save or save_model)(folder / MODEL, model, tokenizer)
     return {
         "steps": progress.step,
         "tokens": progress.tokens,
@@ -217,8 +241,19 @@ def leave_model(
     }
 
 
-def _has_adapter(model: Llama) -> bool:
-    return any(True for _ in lora_layers(model))
+def _leave_spread(
+    model: Llama, tokenizer: Tokenizer, spread: Parallel, folder: Path, base: str, events: EventLog
+) -> dict[str, Any]:
+    """Write a spread model in pieces, its adapter beside it and added to what is written."""
+    spread.drop_gathered()
+    if not has_adapter(model):
+        save_spread(folder / MODEL, model, tokenizer)
+        return {}
+    if base:
+        save_spread_adapter(folder / ADAPTER, model, base, spread.mesh)
+    weights, report = merged_weights(model, spread.mesh)
+    save_spread(folder / MODEL, model, tokenizer, weights=weights)
+    return _merge_figures(report, events)
 
 
 def _merge_adapter(model: Llama, folder: Path, base: str, events: EventLog) -> dict[str, Any]:
@@ -231,7 +266,10 @@ def _merge_adapter(model: Llama, folder: Path, base: str, events: EventLog) -> d
     held = next(lora_layers(model))[1].base
     if isinstance(held, NF4Linear) or held.weight.dtype != torch.float32:
         model.to("cpu")
-    report = merge(model)
+    return _merge_figures(merge(model), events)
+
+
+def _merge_figures(report: MergeReport, events: EventLog) -> dict[str, Any]:
     events.emit("note", text=str(report))
     worst = report.worst
     return {"merge_error": worst.relative, "merge_error_of_change": worst.of_change}
