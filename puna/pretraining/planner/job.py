@@ -10,6 +10,7 @@ from puna.model import LlamaConfig
 from puna.parallel import Layout
 from puna.pretraining.planner.hardware import Hardware
 
+BF16, FP32 = 2, 4  # bytes of a number
 Kept = Literal["none", "selective", "alternate", "full"]
 
 
@@ -23,10 +24,18 @@ class Style:
     """Whether what lies between products is fused."""
     logits: Literal["chunked", "whole"] = "chunked"
     """Logits of a chunk of tokens at a time, or of all at once."""
+    wide_ends: bool = True
+    """Whether embedding, norm and head are gathered in fp32, so that a process adds up their
+    gradient, of all its tokens, in fp32; else in bf16 as the blocks are."""
     overlapped_tp: bool = False
     """Whether tensor parallel's exchanges run beside its products (asynchronous TP)."""
     ring: bool = False
     """Whether context parallel sends keys and values round a ring, not gathers them at once."""
+
+    @property
+    def end_bytes(self) -> int:
+        """Bytes of a number of the ends once it is gathered."""
+        return FP32 if self.wide_ends else BF16
 
 
 PUNA = Style()

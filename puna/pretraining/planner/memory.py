@@ -7,11 +7,10 @@ import torch
 from puna.model.loss import CHUNK_BYTES
 from puna.pretraining.planner import shares
 from puna.pretraining.planner.constants import FITTED, Constants
-from puna.pretraining.planner.job import Job
+from puna.pretraining.planner.job import BF16, FP32, Job
 from puna.training.estimate import kept_by_block
 
 GIB = 1024**3
-BF16, FP32 = 2, 4
 _MOMENTS = 2 * FP32  # AdamW's two
 
 
@@ -26,7 +25,8 @@ class Memory:
     gradients: float
     """fp32: its part, and under a pipeline those of its stages until the last micro-batch."""
     gathered: float
-    """bf16 weights that FSDP gathered: its stages in a pipeline, else two blocks and the ends."""
+    """Weights that FSDP gathered: its stages in a pipeline, else two blocks and the ends; blocks in
+    bf16, embedding, norm and head in fp32 (`Style.wide_ends`)."""
     activations: float
     """Kept for the backward pass, of all passes in flight."""
     working: float
@@ -47,10 +47,12 @@ def memory_of(job: Job, place: int, constants: Constants = FITTED) -> Memory:
     held, gathered = shares.held_numbers(job, place), shares.gathered_numbers(job, place)
     sharded = job.layout.dp_shard * job.layout.cp > 1
     pipelined = job.layout.pp > 1
+    ends = shares.end_numbers(job, place)
     if pipelined:
-        copies = gathered * BF16
+        copies = shares.gathered_bytes(job, place) if sharded else gathered * BF16
     elif sharded:
-        copies = min(gathered, 2 * shares.block_numbers(job) + 2 * shares.head_numbers(job)) * BF16
+        blocks = min(gathered - ends, 2 * shares.block_numbers(job))
+        copies = blocks * BF16 + ends * job.style.end_bytes
     else:
         copies = shares.block_numbers(job) * BF16
     unsharded = gathered * FP32 if pipelined and sharded else 0

@@ -73,6 +73,11 @@ def _layout(**sizes: object) -> Layout:
     return Layout.parse({"dp_replicate": 1, **sizes}, where="published run")
 
 
+def _style(**traits: bool) -> Style:
+    """torchtitan's: all logits at once, everything gathered in bf16."""
+    return Style(logits="whole", wide_ends=False, **traits)
+
+
 def _llama3() -> list[Published]:
     """The three rows of table 4; the number of virtual stages is not printed: four."""
     rows = [
@@ -88,7 +93,7 @@ def _llama3() -> list[Published]:
         )  # fmt: skip
         job = Job(
             llama_config("llama3.1-405b"), hardware("h100"), layout, length, rows_each,
-            recompute="selective",
+            recompute="selective", style=Style(wide_ends=False),
         )  # fmt: skip
         name = f"405B, {n_gpus:,} GPUs, length {length:,}"
         found.append(Published(name, LLAMA3, job, fitted, tflops=tflops))
@@ -127,14 +132,14 @@ def _one_dimension() -> list[Published]:
         _titan(
             f"8B, {n_gpus} GPUs, {'float8' if float8 else 'compiled' if compiled else 'eager'}",
             "llama3.1-8b", _layout(dp_shard=n_gpus), 8192, 2, 2, "alternate",
-            Style(float8=float8, compiled=compiled, logits="whole"), fitted, speed, memory,
+            _style(float8=float8, compiled=compiled), fitted, speed, memory,
         )
         for n_gpus, compiled, float8, speed, memory, fitted in rows
     ]  # fmt: skip
 
 
 def _long_8b() -> list[Published]:
-    style = Style(float8=True, logits="whole", ring=True)
+    style = _style(float8=True, ring=True)
     rows = [
         (1, 3890.0, 83.9, True),
         (2, 2540.0, 84.2, False),
@@ -157,7 +162,7 @@ def _tensor_parallel() -> list[Published]:
     return [
         _titan(
             f"70B, 256 GPUs, TP 8{', asynchronous' if overlapped else ''}", "llama3.1-70b", layout,
-            8192, 16, 16, "full", Style(float8=True, logits="whole", overlapped_tp=overlapped),
+            8192, 16, 16, "full", _style(float8=True, overlapped_tp=overlapped),
             True, speed, memory,
         )
         for overlapped, speed, memory in rows
@@ -166,7 +171,7 @@ def _tensor_parallel() -> list[Published]:
 
 def _pipelines() -> list[Published]:
     """405B on 512 GPUs: as many micro-batches as places of the pipeline, that program's default."""
-    style = Style(float8=True, logits="whole", overlapped_tp=True, ring=True)
+    style = _style(float8=True, overlapped_tp=True, ring=True)
     rows = [
         ("1f1b", 1, 8192, 32, 100.0, 82.5),
         ("interleaved", 1, 8192, 32, 128.0, 72.7),

@@ -11,7 +11,7 @@ from math import prod
 import torch
 
 from puna.model import Llama, LlamaConfig
-from puna.pretraining.planner.job import Job
+from puna.pretraining.planner.job import BF16, Job
 
 _BY_INPUT = ("o_proj.weight", "down_proj.weight")  # products cut along what they read
 _BLOCK = "model.layers.0."
@@ -73,6 +73,21 @@ def gathered_numbers(job: Job, place: int) -> int:
     return sum(
         many * prod(after_tp(job, name, shape)) for name, shape, many in parameters_of(job, place)
     )
+
+
+def end_numbers(job: Job, place: int) -> int:
+    """The same outside the blocks: embedding, norm and head, where the place has them."""
+    return sum(
+        many * prod(after_tp(job, name, shape))
+        for name, shape, many in parameters_of(job, place)
+        if not name.startswith(_BLOCK)
+    )
+
+
+def gathered_bytes(job: Job, place: int) -> int:
+    """Bytes of `gathered_numbers` as FSDP gathers them: blocks in bf16, ends as `Style` says."""
+    ends = end_numbers(job, place)
+    return (gathered_numbers(job, place) - ends) * BF16 + ends * job.style.end_bytes
 
 
 def block_numbers(job: Job) -> int:

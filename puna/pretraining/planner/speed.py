@@ -8,8 +8,7 @@ from dataclasses import dataclass, fields
 
 from puna.pretraining.planner import shares
 from puna.pretraining.planner.constants import FITTED, Constants
-from puna.pretraining.planner.job import Job
-from puna.pretraining.planner.memory import BF16, FP32
+from puna.pretraining.planner.job import BF16, FP32, Job
 
 GIGA, TERA = 1e9, 1e12
 _UPDATE_BYTES = 28  # AdamW reads weight, gradient, two moments and writes three of them, fp32
@@ -206,12 +205,12 @@ def _hops(job: Job, constants: Constants) -> float:
 def _fsdp(
     job: Job, place: int, forward: _Pass, backward: _Pass, constants: Constants
 ) -> float:  # fmt: skip
-    """Seconds that gathering weights (bf16) and reducing gradients (fp32) adds to a step."""
+    """Seconds that gathering weights and reducing gradients (fp32) adds to a step."""
     layout = job.layout
     parts, stride = layout.dp_shard * layout.cp, layout.tp
     layers = sum(job.layers_of_places[place])
     numbers = shares.gathered_numbers(job, place)
-    gather = _collective(job, numbers * BF16, parts, stride, constants)
+    gather = _collective(job, shares.gathered_bytes(job, place), parts, stride, constants)
     reduce = _collective(job, numbers * FP32, parts, stride, constants)
     held = shares.held_numbers(job, place) * FP32
     apart = 2 * _collective(job, held, layout.dp_replicate, parts * stride, constants)
