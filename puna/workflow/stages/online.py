@@ -32,7 +32,7 @@ from puna.workflow.stages.rewards import (
     question_prompt,
     read_stage_prompts,
 )
-from puna.workflow.stages.training import Given, adapt, leave_model, open_base
+from puna.workflow.stages.training import Given, adapt, check_whole, leave_model, open_base
 
 _BEFORE = "reward-before.json"
 
@@ -89,6 +89,7 @@ def _method(config: OnlineStage, model: Llama) -> Method:
 def _run(
     config: OnlineStage, rollouts: RolloutConfig, given: Given, folder: Path
 ) -> dict[str, Any]:
+    check_whole(config.loop, "answers are sampled from whole weights, the layout spreads them")
     model, tokenizer = open_base(config, given, config.lora)
     scorer = open_scorer(config.reward, given, tokenizer)
     room = model.config.context - rollouts.max_new_tokens
