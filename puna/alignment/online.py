@@ -249,7 +249,8 @@ def train_online(
     """
     config = method.rollouts
     weights: Weights = "bf16" if compute_dtype(loop, model.device) == torch.bfloat16 else "fp32"
-    sample = EngineSampler(model, tokenizer, config, weights)
+    longest = max((len(task.prompt) for task in tasks), default=0)
+    sample = EngineSampler(model, tokenizer, config, weights, longest)
     online = Online(model, method, tasks, sample, score, loop, events, seed=seed, stage=stage)
     prompt_tokens = sum(len(task.prompt) for task in tasks) // len(tasks)
     return train(

@@ -4,11 +4,16 @@ A score is a plain Python function's, named ``module:function`` in a recipe, or 
 """
 
 import importlib
+import importlib.util
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -16,12 +21,14 @@ from puna.core.config import Config
 from puna.core.errors import PunaError, UsageError
 from puna.core.random import stable_seed
 from puna.inference import Engine, EngineConfig, Request, Sampling, generate
+from puna.inference.cache import PagedStore
 from puna.inference.weights import Weights
 from puna.model import Llama, merged_copy
 from puna.model.lora import lora_layers
 from puna.tokenizer import Message, Tokenizer
 
 _MAX_ROWS = 256  # answers decoded together
+_PAGE = 32  # tokens of a page of the cache
 
 
 class RolloutConfig(Config):
@@ -116,21 +123,31 @@ def each_by(function: ScoringFunction) -> Scorer:
     return score
 
 
+def reach(module_name: str) -> None:
+    """Let a module of the working directory be imported, as ``python -m`` does; others win."""
+    first, here = module_name.partition(".")[0], Path.cwd()
+    beside = (here / f"{first}.py").is_file() or (here / first / "__init__.py").is_file()
+    if beside and importlib.util.find_spec(first) is None:
+        sys.path.append(str(here))
+        importlib.invalidate_caches()
+
+
 def load_scorer(name: str) -> Scorer:
     """The scoring function called ``name``, e.g. ``my_rewards:short_and_right``.
 
-    The module is found as Python's import finds it, so one in the current folder needs that folder
-    on ``PYTHONPATH``. Raises `UsageError` when there is none.
+    The module is found as Python's import finds it, or in the working directory. Raises
+    `UsageError` when there is none.
     """
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon and function_name):
         raise UsageError(f"scoring function '{name}': write it as module:function")
+    reach(module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"scoring function '{name}': no module '{error.name}': install it, or put its folder "
-            "on PYTHONPATH"
+            f"scoring function '{name}': no module '{error.name}': start where it lies, install "
+            "it, or put its folder on PYTHONPATH"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -161,6 +178,30 @@ class RunningMoments:
         return (scores - self.mean) / ((self.squares / total) ** 0.5 + 1e-8)
 
 
+def engine_rows(config: RolloutConfig) -> int:
+    """Answers that are decoded together."""
+    return min(config.prompts * config.answers, _MAX_ROWS)
+
+
+def cache_tokens(rows: int, longest: int) -> int:
+    """Tokens of a cache in which so many answers, ``longest`` with their prompts, find room.
+
+    The engine by itself would take a quarter of the free memory, which training needs.
+    """
+    return rows * -(-(longest + 1) // _PAGE) * _PAGE
+
+
+def cache_room(model: Llama, weights: Weights, rows: int, longest: int) -> int:
+    """`cache_tokens`, but no more than a quarter of the free memory holds; then answers wait."""
+    wanted = cache_tokens(rows, longest)
+    each = PagedStore.bytes_per_token(model.config, _dtype_of(weights))
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return max(cache_tokens(1, longest), min(wanted, free // 4 // each))
+
+
 class EngineSampler:
     """Samples with the weights as they stand: shared where their format is the engine's.
 
@@ -171,22 +212,32 @@ class EngineSampler:
         tokenizer: its tokenizer.
         config: how to sample.
         weights: their format in the engine, that in which the policy computes.
+        longest_prompt: tokens of the longest prompt; 0 makes room for whole contexts.
     """
 
     def __init__(
-        self, model: Llama, tokenizer: Tokenizer, config: RolloutConfig, weights: Weights
+        self,
+        model: Llama,
+        tokenizer: Tokenizer,
+        config: RolloutConfig,
+        weights: Weights,
+        longest_prompt: int = 0,
     ) -> None:
-        self.config = config
-        rows = min(config.prompts * config.answers, _MAX_ROWS)
-        settings = EngineConfig(weights=weights, max_rows=rows, packed_copy=False)
-        self.engine = Engine(_dense(model), tokenizer, settings)
+        self.config, self._weights = config, weights
+        rows = engine_rows(config)
+        longest = longest_prompt + config.max_new_tokens
+        settings = EngineConfig(
+            weights=weights, max_rows=rows, packed_copy=False, page_size=_PAGE,
+            cache_tokens=cache_room(model, weights, rows, longest) if longest_prompt else None,
+        )  # fmt: skip
+        self.engine = Engine(_dense(model, weights), tokenizer, settings)
 
     def __call__(self, model: Llama, tasks: Sequence[Task], seed: int) -> list[Answer]:
         """Answers of ``model``, a pure function of its weights and the arguments.
 
         Raises `UsageError` for a prompt that leaves no room for an answer.
         """
-        self.engine.load_weights(_dense(model))
+        self.engine.load_weights(_dense(model, self._weights))
         return sample_answers(
             self.engine,
             tasks,
@@ -222,7 +273,11 @@ def sample_answers(
     ]
 
 
-def _dense(model: Llama) -> Llama:
-    """The policy as plain weights."""
+def _dense(model: Llama, weights: Weights) -> Llama:
+    """The policy as plain weights, merged in the engine's own data type."""
     adapted = next(iter(lora_layers(model)), None) is not None
-    return merged_copy(model) if adapted else model
+    return merged_copy(model, _dtype_of(weights)) if adapted else model
+
+
+def _dtype_of(weights: Weights) -> torch.dtype:
+    return torch.bfloat16 if weights == "bf16" else torch.float32

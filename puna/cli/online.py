@@ -7,6 +7,7 @@ import typer
 
 from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
+    AskEstimate,
     Base,
     ChatFormat,
     LearningRate,
@@ -14,6 +15,7 @@ from puna.cli.training import (
     RunSeed,
     adapter_options,
     loop_options,
+    show_estimate,
     takes,
 )
 
@@ -110,12 +112,13 @@ def ppo(
     adapter: dict[str, Any] | None,
     loop: dict[str, Any],
     seed: RunSeed = None,
+    estimate: AskEstimate = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Learn from rewards of its own answers, with a value model (PPO)."""
     _carry_out(
-        "ppo", model, data, runs, adapter=adapter, as_json=as_json,
+        "ppo", model, data, runs, adapter=adapter, as_json=as_json, estimate=estimate,
         rollouts={
             "prompts": prompts, "answers": 1, "epochs": epochs, "temperature": temperature,
             "max_new_tokens": max_new_tokens, "missing_end_penalty": missing_end_penalty,
@@ -162,12 +165,13 @@ def grpo(
     adapter: dict[str, Any] | None,
     loop: dict[str, Any],
     seed: RunSeed = None,
+    estimate: AskEstimate = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Learn from rewards of its own answers, compared with each other (GRPO, RLOO)."""
     _carry_out(
-        "grpo", model, data, runs, adapter=adapter, as_json=as_json,
+        "grpo", model, data, runs, adapter=adapter, as_json=as_json, estimate=estimate,
         rollouts={
             "prompts": prompts, "answers": answers, "epochs": epochs, "temperature": temperature,
             "max_new_tokens": max_new_tokens, "missing_end_penalty": missing_end_penalty,
@@ -190,6 +194,7 @@ def grpo(
 def _carry_out(
     command: str, model: str, data: list[Path], runs: Path, *, adapter: dict[str, Any] | None,
     rollouts: dict[str, Any], knobs: dict[str, Any], asked: dict[str, Any], as_json: bool,
+    estimate: bool,
 ) -> None:  # fmt: skip
     """Run the one-stage recipe of ``command``."""
     from puna.workflow.online import Learning, online_recipe
@@ -197,4 +202,8 @@ def _carry_out(
     asked["name"] = asked["name"] or f"{command}-{data[0].name.split('.')[0]}"
     asked["learning_rate"] = asked["learning_rate"] or (_ADAPTER_RATE if adapter else _WHOLE_RATE)
     learning = Learning(rollouts=rollouts, knobs=knobs, lora=adapter, **asked)
-    carry_out(online_recipe(command, model, data, learning), runs, as_json)
+    recipe = online_recipe(command, model, data, learning)
+    if estimate:
+        show_estimate(model, recipe, as_json)
+    else:
+        carry_out(recipe, runs, as_json)

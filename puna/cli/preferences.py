@@ -7,6 +7,7 @@ import typer
 
 from puna.cli.recipes import AsJson, Runs, carry_out
 from puna.cli.training import (
+    AskEstimate,
     Base,
     ChatFormat,
     Epochs,
@@ -15,6 +16,7 @@ from puna.cli.training import (
     RunSeed,
     adapter_options,
     loop_options,
+    show_estimate,
     takes,
 )
 
@@ -92,6 +94,7 @@ def dpo(
     held_out: HeldOut = 0.05,
     adapter: dict[str, Any] | None,
     loop: dict[str, Any],
+    estimate: AskEstimate = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -102,6 +105,7 @@ def dpo(
     }  # fmt: skip
     _carry_out(
         "dpo", model, data, runs, name=name, held_out=held_out, knobs=knobs, as_json=as_json,
+        estimate=estimate,
         tuning=tuning | {"lora": adapter, "loop": loop},
     )  # fmt: skip
 
@@ -122,20 +126,21 @@ def reward(
     held_out: HeldOut = 0.05,
     adapter: dict[str, Any] | None,
     loop: dict[str, Any],
+    estimate: AskEstimate = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Train a judge: a number for any answer, by pairs of your own (Bradley-Terry)."""
     _carry_out(
         "reward", model, data, runs, name=name, held_out=held_out, knobs={"margin": margin},
-        as_json=as_json,
+        as_json=as_json, estimate=estimate,
         tuning=tuning | {"lora": adapter, "loop": loop},
     )  # fmt: skip
 
 
 def _carry_out(
     command: str, model: str, data: list[Path], runs: Path, *, name: str, held_out: float,
-    knobs: dict[str, Any], as_json: bool, tuning: dict[str, Any],
+    knobs: dict[str, Any], as_json: bool, estimate: bool, tuning: dict[str, Any],
 ) -> None:  # fmt: skip
     """Run the one-stage recipe of ``command``."""
     from puna.workflow.preferences import pair_recipe
@@ -145,4 +150,7 @@ def _carry_out(
     whole, adapter = _LEARNING_RATES[command]
     tuning["learning_rate"] = tuning["learning_rate"] or (adapter if tuning["lora"] else whole)
     recipe = pair_recipe(command, model, data, Tuning(**tuning), held_out=held_out, knobs=knobs)
-    carry_out(recipe, runs, as_json)
+    if estimate:
+        show_estimate(model, recipe, as_json)
+    else:
+        carry_out(recipe, runs, as_json)

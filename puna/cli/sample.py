@@ -48,8 +48,11 @@ def sample(
 
     Started again with the same options after an interruption, it goes on where it was.
     """
+    from puna.data import read_prompts
     from puna.workflow.single import single_stage
 
+    for path in data:  # before the model is looked for
+        next(read_prompts(path))
     rejection = {
         "answers": answers,
         "temperature": temperature,

@@ -1,21 +1,37 @@
 """Options that the commands which train share: how long, how fast, an adapter, memory."""
 
 import inspect
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from puna.core.errors import UsageError
 
+if TYPE_CHECKING:
+    from puna.workflow.recipe import Recipe
+
 Group = Callable[..., Any]
+
+_DATA_ENDINGS = (".jsonl", ".json", ".gz", ".parquet", ".arrow", ".csv", ".txt")
+
+
+def _no_data(model: str) -> str:
+    """The argument MODEL; raises `UsageError` where it names data: they come with an option."""
+    if model.endswith(_DATA_ENDINGS):
+        raise UsageError(f"{model} is data, not a model: write smollm2 --data {model}")
+    return model
+
 
 Base = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="What to start from: a folder, a cached repo id, or smollm2.",
+        callback=_no_data,
     ),
 ]
 ChatData = Annotated[
@@ -86,6 +102,12 @@ Optimizer = Annotated[
 Recompute = Annotated[
     Literal["none", "selective", "full"],
     typer.Option(help="What blocks forget and compute again.", rich_help_panel=MEMORY),
+]
+AskEstimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate", help="Say what memory it takes and what fits.", rich_help_panel=MEMORY
+    ),
 ]
 
 
@@ -162,3 +184,25 @@ def chat_options(
 ) -> dict[str, Any]:
     """How one learns from packed chats, by the names of `puna.workflow.single.Tuning`."""
     return locals()
+
+
+def show_estimate(model: str, recipe: "Recipe", as_json: bool) -> None:
+    """Say what the one stage of a recipe takes, and what would make it fit."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from puna.workflow.memory import free_bytes, rungs_of
+
+    rungs, free = rungs_of(model, recipe), free_bytes()
+    if as_json:
+        found = {rung.name: asdict(rung.bytes) | {"peak": rung.bytes.peak} for rung in rungs}
+        print(json.dumps({"free_bytes": free, "bytes": found}))
+        return
+    console = Console()
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in rungs[0].bytes.table())
+    console.print(f"GB as asked: {parts}", highlight=False, soft_wrap=True)
+    table = Table("at most", "fits", "with", title=f"{free / 1e9:.1f} GB are free")
+    for rung in rungs:
+        peak = f"{rung.bytes.peak / 1e9:.2f} GB"
+        table.add_row(peak, "yes" if rung.fits else "no", rung.name)
+    console.print(table)

@@ -5,13 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from puna.core.errors import UsageError
-from puna.model import LlamaConfig, LoraConfig
+from puna.model import LlamaConfig
 from puna.pretraining.planner.hardware import Hardware
 from puna.pretraining.planner.memory import GIB
 from puna.pretraining.planner.search import Wish, describe, search
 from puna.training import LoopConfig
-from puna.training.estimate import estimate
-from puna.workflow.memory import free_bytes, shape_of
+from puna.workflow.memory import free_bytes, shape_of, stage_estimate
 from puna.workflow.recipe import Recipe
 
 
@@ -43,6 +42,8 @@ def fits_of(recipe: Recipe, gpu: Hardware | None, n_gpus: int = 1) -> list[Stage
         raise UsageError("--gpus is of machines elsewhere: name them, e.g. --gpu h100")
     found = []
     for name, model, stage in _trained(recipe):
+        if n_gpus > 1 and not hasattr(stage, "row_length"):
+            continue  # the planner knows no rollouts
         if n_gpus == 1:
             found.append(_alone(name, model, stage, gpu))
         else:
@@ -56,7 +57,7 @@ def fits_of(recipe: Recipe, gpu: Hardware | None, n_gpus: int = 1) -> list[Stage
 
 
 def _trained(recipe: Recipe) -> Iterator[tuple[str, LlamaConfig, Any]]:
-    """(name, shape, settings) of the stages with a loop and rows."""
+    """(name, shape, settings) of the stages with a loop."""
     stages = recipe.stages
     shape: LlamaConfig | None = None
     if stages.pretrain:
@@ -67,14 +68,12 @@ def _trained(recipe: Recipe) -> Iterator[tuple[str, LlamaConfig, Any]]:
         base = stage.base
         if base and base not in type(stages).model_fields:
             shape = shape_of(base)
-        if shape is not None and hasattr(stage, "loop") and hasattr(stage, "row_length"):
+        if shape is not None and hasattr(stage, "loop"):
             yield name, shape, stage
 
 
 def _alone(name: str, model: LlamaConfig, stage: Any, gpu: Hardware | None) -> StageFit:
-    loop: LoopConfig = stage.loop
-    lora: LoraConfig | None = getattr(stage, "lora", None)
-    found = estimate(model, loop, stage.row_length, lora)
+    found = stage_estimate(name, model, stage)
     free = free_bytes() if gpu is None else gpu.memory_gb * 1e9
     how = ", ".join(f"{part} {gb * 1e9 / GIB:.1f}" for part, gb in found.table())
     return StageFit(name, found.peak / GIB, free / GIB, found.peak <= free, f"GiB: {how}")

@@ -1,4 +1,4 @@
-"""What memory a tuning will take, and which settings would make it fit, before it starts."""
+"""What memory a stage that trains will take and which settings make it fit, before it starts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import torch
 
+from puna.alignment.memory import Critic, online_estimate, pair_estimate
 from puna.core.devices import default_device
 from puna.formats import load_model
 from puna.formats.hf_config import load_config
@@ -15,6 +16,9 @@ from puna.model import LlamaConfig, LoraConfig, llama_config, published_size
 from puna.training import LoopConfig
 from puna.training.estimate import Estimate, estimate
 from puna.workflow.recipe import Recipe
+
+PROMPT_TOKENS = 256
+"""Of a prompt of PPO or GRPO: their data are not read for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,46 @@ def free_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def sft_rungs(model: str, recipe: Recipe) -> list[Rung]:
-    """The tuning as asked for, then with each means to save memory, the mildest first."""
-    stage = recipe.stages.sft
-    assert stage is not None
+def rungs_of(model: str, recipe: Recipe) -> list[Rung]:
+    """The one tuning of a recipe as asked for, then with each means to save memory, mildest first.
+
+    ``model`` is what it starts from.
+    """
+    tunings: list[tuple[str, Any]] = list(recipe.stages.tuning())
+    ((name, stage),) = tunings
     config, free = shape_of(model), free_bytes()
-    asked, lora = stage.loop, stage.lora
-    rungs = [_rung("as asked", config, asked, stage.row_length, lora, free)]
-    for name, changes, adapter in _ways(asked, lora):
-        loop = LoopConfig.parse(asked.model_dump() | changes, where=name)
-        rungs.append(_rung(name, config, loop, stage.row_length, adapter, free))
+    asked: LoopConfig = stage.loop
+    ways = [("as asked", {}, stage.lora), *_ways(asked, stage.lora)]
+    rungs = []
+    for options, changes, lora in ways:
+        loop = LoopConfig.parse(asked.model_dump() | changes, where=options)
+        changed = stage.model_copy(update={"loop": loop, "lora": lora})
+        found = stage_estimate(name, config, changed)
+        rungs.append(Rung(options, found, found.peak <= free))
     return rungs
+
+
+def stage_estimate(name: str, config: LlamaConfig, stage: Any) -> Estimate:
+    """Bytes that a stage with a loop takes, rows full, answers as long as they may be.
+
+    Args:
+        name: of the stage, which begins with its method's.
+        config: the shape of the model it trains.
+        stage: its settings.
+    """
+    method, loop, lora = name.partition("-")[0], stage.loop, getattr(stage, "lora", None)
+    if method in ("dpo", "reward"):
+        tokens = 2 * stage.row_length  # of both answers; the prompt is there once
+        return pair_estimate(config, loop, tokens, lora, scores=method == "reward")
+    if method in ("ppo", "grpo"):
+        knobs = getattr(stage, method)
+        critic: Critic = "none"
+        if method == "ppo":
+            critic = "shared" if knobs.shared_trunk else "own"
+        rollouts = knobs.rollouts
+        prompt = max(1, min(PROMPT_TOKENS, config.context - rollouts.max_new_tokens))
+        return online_estimate(config, loop, rollouts, prompt, lora, critic=critic)
+    return estimate(config, loop, stage.row_length, lora)
 
 
 def _ways(
@@ -65,14 +98,6 @@ def _ways(
         four_bits = (lora or LoraConfig()).model_copy(update={"base": "nf4"})
         ways.append(("--qlora --recompute full", recompute, four_bits))
     return ways
-
-
-def _rung(
-    name: str, config: LlamaConfig, loop: LoopConfig, row_length: int, lora: LoraConfig | None,
-    free: int,
-) -> Rung:  # fmt: skip
-    found = estimate(config, loop, row_length, lora)
-    return Rung(name, found, found.peak <= free)
 
 
 def shape_of(model: str) -> LlamaConfig:

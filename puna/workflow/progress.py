@@ -35,9 +35,14 @@ def _figures(event: Event) -> str:
     parts = [f"loss {event['loss']:.3f}"]
     if "reward_accuracy" in event:
         parts.append(f"accuracy {event['reward_accuracy']:.2f}")
-    parts.append(f"{event['tokens_per_s']:,.0f} tokens/s")
-    parts.append(f"MFU {event['mfu']:.0%}")
-    parts.append(f"{_clock(event['left_s'])} left")
+    if "policy_kl" in event:  # every so many steps one samples: only their mean says how long
+        left = (event["steps"] - event["step"]) * event["seconds"] / event["step"]
+        parts.append(f"{event['tokens'] / event['seconds']:,.0f} tokens/s")
+    else:
+        left = event["left_s"]
+        parts.append(f"{event['tokens_per_s']:,.0f} tokens/s")
+        parts.append(f"MFU {event['mfu']:.0%}")
+    parts.append(f"{_clock(left)} left")
     return " · ".join(parts)
 
 

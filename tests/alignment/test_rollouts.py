@@ -1,5 +1,7 @@
 import copy
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from puna.alignment.rollouts import (
     RolloutConfig,
     RunningMoments,
     Task,
+    cache_tokens,
     each_by,
     encode_task,
     load_scorer,
@@ -152,7 +155,7 @@ def test_a_scoring_function_is_found_by_its_name() -> None:
     ("name", "message"),
     [
         ("my_rewards", "write it as module:function"),
-        ("no_such_module:score", "no module 'no_such_module': install it, or put its folder on"),
+        ("no_such_module:score", "no module 'no_such_module': start where it lies, install"),
         ("json:score", "json has no function 'score': it has .*dumps"),
     ],
 )
@@ -177,3 +180,24 @@ def test_scores_are_shifted_and_scaled_by_all_so_far(parts: list[list[float]]) -
         spread = everything.std(correction=0)
         expected = (torch.tensor(part, dtype=torch.float64) - everything.mean()) / (spread + 1e-8)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_scoring_function_may_lie_in_the_working_directory(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rewards_here.py").write_text("def one(text, record):\n    return 1\n")
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.chdir(tmp_path)
+    answer = Answer(Task([1], {}), [2], "x", ended=True)
+    assert load_scorer("rewards_here:one")([answer]) == [1.0]
+
+
+def test_the_cache_holds_the_longest_answers_and_no_more(
+    model: Llama, tokenizer: Tokenizer, tasks: list[Task]
+) -> None:
+    config = RolloutConfig(prompts=2, answers=3, max_new_tokens=20)
+    longest = max(len(task.prompt) for task in tasks)
+    ample = EngineSampler(model, tokenizer, config, "fp32")
+    just = EngineSampler(model, tokenizer, config, "fp32", longest)
+    assert just.engine.config.cache_tokens == cache_tokens(6, longest + 20) <= 6 * 64
+    assert just(model, tasks, 1) == ample(model, tasks, 1)

@@ -69,7 +69,19 @@ def test_sft_tunes_on_a_users_own_chats(puna: Puna, model_folder: Path, tmp_path
         (("run", "quickstart", "seed=red"), ("'seed' is 'red'",)),
         (("chat", "no-such-model"), ("no model 'no-such-model'", "smollm2")),
         (("generate", "no-such-model", "--prompt", "x"), ("no model",)),
-        (("sft", "smollm2", "--data", "none.jsonl"), ("no such file or folder: none.jsonl",)),
+        (
+            ("sft", "smollm2", "--data", "none.jsonl"),
+            ("no such file or folder: none.jsonl", '"messages"', '"conversations"', '"output"'),
+        ),
+        (
+            ("dpo", "smollm2", "--data", "no/pairs.jsonl"),
+            ("no such file or folder: no/pairs.jsonl: nor is there no;", '"chosen"', "Human:"),
+        ),
+        (
+            ("ppo", "smollm2", "--data", "none.csv", "--reward", "a:b"),
+            ("no such file or folder: none.csv", '"question"', '"messages"'),
+        ),
+        (("sft", "my.jsonl"), ("my.jsonl is data, not a model: write smollm2 --data my.jsonl",)),
         (("report", "no-such-run"), ("no-such-run holds no summary.json",)),
         (("tokenizer", "train", "none.txt", "--out", "x"), ("none.txt",)),
         (("run",), ("RECIPE",)),

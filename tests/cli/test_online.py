@@ -67,3 +67,18 @@ def test_wrong_use_is_one_line(
     given = ("--data", prompts, "--runs", tmp_path / "runs", *arguments)
     done = puna("ppo", model_folder, *given)
     assert_one_line(done, 2, message)
+
+
+def test_the_estimate_knows_what_is_held_beside_the_policy(
+    puna: Puna, model_folder: Path, prompts: Path, tmp_path: Path
+) -> None:
+    given = ("--data", prompts, "--reward", "letter_rewards:letters", *SHORT, "--estimate")
+    sizes = []
+    for more in ((), ("--shared-trunk",)):
+        done = puna("ppo", model_folder, *given, *more, "--json", "--runs", tmp_path / "runs")
+        assert done.returncode == 0, done.stderr
+        sizes.append(json.loads(done.stdout)["bytes"]["as asked"])
+    own, shared = (size["weights"] for size in sizes)
+    assert own > shared, "a second trunk beside policy and reference"
+    assert sizes[0]["optimizer"] == 2 * sizes[1]["optimizer"]
+    assert not (tmp_path / "runs").exists()

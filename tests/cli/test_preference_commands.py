@@ -88,3 +88,18 @@ def test_a_file_of_no_preferences_is_named(puna: Puna, model_folder: Path, tmp_p
     path.write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "a"}) + "\n")
     done = learn(puna, "dpo", model_folder, tmp_path, "--data", path)
     assert_one_line(done, 2, "same.jsonl, line 1: chosen and rejected are equal")
+
+
+def test_the_estimate_counts_both_answers_and_no_head_of_a_judge(
+    puna: Puna, model_folder: Path, pairs: Path, tmp_path: Path
+) -> None:
+    peaks = {}
+    for command in ("dpo", "reward"):
+        done = learn(puna, command, model_folder, tmp_path, "--data", pairs, "--estimate", "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)["bytes"]
+        peaks[command] = found["as asked"]["peak"]
+        assert found["--recompute full"]["activations"] < found["as asked"]["activations"]
+        assert (found["as asked"]["logits"] == 0) == (command == "reward")
+    assert peaks["reward"] < peaks["dpo"]
+    assert not (tmp_path / "runs").exists()

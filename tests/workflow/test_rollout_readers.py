@@ -48,6 +48,13 @@ def test_a_method_without_a_value_model_has_no_such_column() -> None:
     assert "50%" in lines[1]
 
 
+def test_the_time_left_is_of_steps_that_sample_and_steps_that_do_not() -> None:
+    step = {"stage": "ppo", "steps": 10, "loss": 0.5, "policy_kl": 0.0, "mfu": 0.1, "left_s": 1.0}
+    step |= {"step": 5, "tokens": 1000, "seconds": 100.0, "tokens_per_s": 900.0}
+    (line,) = shown([("train_step", step)])
+    assert line == "  step 5/10 · loss 0.500 · 10 tokens/s · 1:40 left"
+
+
 def test_curves_say_what_they_show_and_leave_out_what_was_done_again() -> None:
     events: list[dict[str, Any]] = [{"kind": "stage_start", "stage": "ppo"}]
     events += [{"kind": "rollout", **rollout(n)} for n in (1, 2)]

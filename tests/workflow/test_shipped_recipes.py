@@ -4,15 +4,15 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from puna.core.errors import UsageError
 from puna.formats import load_config
-from puna.model import SIZES, LlamaConfig, llama_config
-from puna.training.estimate import estimate
-from puna.workflow.memory import shape_of
+from puna.model import SIZES, llama_config
+from puna.workflow.memory import shape_of, stage_estimate
 from puna.workflow.run import run_recipe
 from puna.workflow.shipped import RecipeText, find_recipe, shipped_recipes
 from puna.workflow.shrink import shrunken, tiny_shape
@@ -80,15 +80,16 @@ def test_a_file_of_several_recipes_asks_for_one_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [t for t in RUN if re.search("(sft|lora)$", t.name)], ids=lambda text: text.name
+    "text",
+    [t for t in RUN if re.search("(sft|lora|dpo|reward|ppo|grpo)$", t.name)],
+    ids=lambda text: text.name,
 )
 def test_a_tuning_fits_the_memory_it_asks_for(text: RecipeText) -> None:
-    stage = text.load([]).stages.sft
-    assert stage is not None
-    loop = stage.loop
+    found: Any = list(text.load([]).stages.tuning())
+    ((name, stage),) = found
     if "GPU" in text.needs:  # which has bf16, whatever this machine has
-        loop = loop.model_copy(update={"precision": "bf16"})
-    config: LlamaConfig = shape_of(stage.base)
-    peak = estimate(config, loop, stage.row_length, stage.lora).peak / 1e9
+        loop = stage.loop.model_copy(update={"precision": "bf16"})
+        stage = stage.model_copy(update={"loop": loop})
+    peak = stage_estimate(name, shape_of(stage.base), stage).peak / 1e9
     asked = float(re.findall(r"(\d+) GB", text.needs)[0])
     assert 0.1 * asked < peak < asked

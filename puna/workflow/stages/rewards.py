@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from puna.alignment import RewardModel, by_reward_model, load_scorer
-from puna.alignment.rollouts import Scorer
+from puna.alignment.rollouts import Scorer, reach
 from puna.core.devices import default_device
 from puna.core.errors import UsageError
 from puna.data import NamedPrompt, read_prompts
@@ -109,6 +109,7 @@ def _source_of(reward: str) -> Path | None:
     module, colon, _ = reward.partition(":")
     if not colon:
         return None
+    reach(module)
     try:
         found: Any = importlib.util.find_spec(module)
     except (ImportError, ValueError):
