@@ -309,7 +309,7 @@ def main(
             elif part == "leak":
                 report[part] = shield_leak.leak(2000)
             elif part == "fuzz":
-                report[part] = shield_fuzz.fuzz(2000)
+                report[part] = shield_fuzz.fuzz(630)
             else:
                 report[part] = measure(part, tools, data, pairs, cache, windows)
     finally:

@@ -49,8 +49,8 @@ class Deadline:
         return self._end - time.thread_time()
 
     def part(self) -> "Deadline":
-        """The first third of what is left."""
-        return Deadline(self.left / 3)
+        """The first half of what is left."""
+        return Deadline(self.left / 2)
 
     def is_past(self, *_: object) -> bool:
         """Whether it is over; takes what the parser's callback gives."""
