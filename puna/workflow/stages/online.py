@@ -13,13 +13,14 @@ from pydantic import Field
 
 from puna.alignment import GRPO, PPO, GRPOConfig, PPOConfig, Task, encode_task, train_online
 from puna.alignment.experience import Method
-from puna.alignment.rollouts import RolloutConfig, Scorer, sample_answers
+from puna.alignment.rollouts import RolloutConfig, Scorer, cache_room, sample_answers
 from puna.core.errors import UsageError
 from puna.core.files import write_json
 from puna.core.random import stable_seed
 from puna.data import NamedPrompt, held_out
 from puna.data.generators import evaluation_questions
 from puna.inference import Engine, EngineConfig, Sampling
+from puna.inference.weights import Weights
 from puna.model import Llama, LoraConfig
 from puna.parallel import here
 from puna.tokenizer import Tokenizer
@@ -197,7 +198,13 @@ class _Judge:
     def mean(self, model: Llama, tokenizer: Tokenizer) -> float:
         """That of a model of plain weights, computed as it is."""
         bf16 = model.compute_dtype == torch.bfloat16
-        settings = EngineConfig(weights="bf16" if bf16 else "fp32", packed_copy=False)
+        rows = min(len(self.tasks), 64)
+        longest = max(len(task.prompt) for task in self.tasks) + self.max_new_tokens
+        weights: Weights = "bf16" if bf16 else "fp32"
+        settings = EngineConfig(
+            weights=weights, packed_copy=False, max_rows=rows,
+            cache_tokens=cache_room(model, weights, rows, longest),
+        )  # fmt: skip
         sampling = Sampling(max_new_tokens=self.max_new_tokens, temperature=0.0)
         engine = Engine(model, tokenizer, settings)
         scores = self.scorer(sample_answers(engine, self.tasks, 1, sampling))
