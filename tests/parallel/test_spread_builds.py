@@ -148,7 +148,7 @@ def test_muon_steps_in_pieces_as_on_whole_matrices(folder: Path) -> None:
 @pytest.mark.parametrize("name", MUON)
 def test_muon_trains_under_any_layout_as_one_process(folder: Path, name: str) -> None:
     one, many = figures(folder, "muon one"), figures(folder, name)
-    np.testing.assert_allclose(many, one, rtol=1e-4)
+    np.testing.assert_allclose(many, one, rtol=2e-5)
     # It orthogonalises in bf16: sums in another order flip a rounding here and there.
     assert difference(weights(folder, "muon one"), weights(folder, name)) <= 2e-4
 
