@@ -30,11 +30,11 @@ def test_acts_and_frames_that_are_judged_on_are_not_learned_from() -> None:
 def test_every_frame_is_learned_with_harmful_and_with_harmless_acts() -> None:
     """Else the frame alone would tell, and the model would decline the frame."""
     bad, fine = (
-        Counter(r.text.replace(r.act, "{act}") for r in drawn(make("train"), 240, seed=0))
+        Counter(r.text.replace(r.act, "{act}") for r in drawn(make("train"), 480, seed=0))
         for make in (harmful, harmless)
     )
     assert bad.keys() == fine.keys()
-    assert min(*bad.values(), *fine.values()) >= 5
+    assert min(*bad.values(), *fine.values()) >= 8
 
 
 def test_acts_are_drawn_in_turn() -> None:
