@@ -16,7 +16,7 @@ from puna.core.errors import UsageError
 Floats = npt.NDArray[np.float64]
 RESAMPLED = 1000
 _FEWEST_SIZES = 4  # of a budget: three fix a parabola, more say how well
-_NEAR = 0.1  # a parabola holds near its lowest point only: runs further above it are left out
+_NEAR = 0.05  # a parabola holds near its lowest point only: runs further above it are left out
 _FASTER = 1.2  # the last fall of the loss over the first, beyond what noise of runs does
 _FEWEST_FOR_FLOOR = 5  # budgets from which a loss that no compute removes is fitted too
 
