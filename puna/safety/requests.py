@@ -91,7 +91,7 @@ def everyday(part: Part) -> list[SafetyRequest]:
 def drawn(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[SafetyRequest]:
     """At most ``count`` of them: acts in turn, each time in another frame."""
     met: Counter[str] = Counter()
-    turns = []
+    turns: list[tuple[int, int, SafetyRequest]] = []
     for place in stream(seed, "drawn", len(requests)).permutation(len(requests)):
         request = requests[int(place)]
         key = request.act or request.text

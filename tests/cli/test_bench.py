@@ -30,6 +30,6 @@ def test_the_table_names_weights_and_machine(puna: Puna, model_folder: Path) -> 
     options = ("--weights", "int8", "--cache-weights", "int8")
     done = puna("bench", model_folder, "--runs", 1, *options)
     assert done.returncode == 0, done.stderr
-    assert "int8, int8 cache" in done.stdout
+    assert "int8, int8 cache" in " ".join(done.stdout.split())  # a long path breaks the title
     assert "share used in decoding" in done.stdout
     assert "median of 1" in done.stdout
