@@ -6,7 +6,12 @@ held out of both. Measured only: XSTest (prompts, and answers of a model with pe
 `bastioncorpus`, CyberSecEval's direct injections, self-instruct's seeds, bank customers' questions,
 CyberSecEval's borderline requests.
 
-    python benchmarks/guard.py --data ../shared/data
+Features are kept in Puna's cache, figures of each task and side in --work: a run that was stopped
+goes on. Intervals are percentile bootstraps over harmful and harmless turns (AUC, and recall at 1%
+false positives, whose threshold is found anew each time) and Wilson's (shares at the threshold that
+training chose).
+
+    python benchmarks/guard.py --data ../shared/data --work /tmp/guard
 """
 
 import argparse
@@ -14,18 +19,21 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from harness import print_table
 
 from puna.core.devices import describe_machine
+from puna.core.files import write_json
+from puna.core.random import stream
 from puna.evaluation.intervals import wilson_interval
 from puna.safety.guard import training
 from puna.safety.guard.head_guard import load_encoder
@@ -35,6 +43,9 @@ from puna.safety.models import digest_of
 from puna.tokenizer import Message
 
 HELD_OUT: Mapping[Task, tuple[str, ...]] = {"hazard": ("harmbench",), "injection": ()}
+TASKS: tuple[Task, ...] = ("hazard", "injection")
+SIDES = ("head", "n_grams")
+RESAMPLES = 1000
 N_BUCKETS = 1 << 16
 PENALTY = 1e-4  # of squared weights beside the mean loss: scikit-learn's default at this many texts
 Scores = dict[str, list[float]]
@@ -168,53 +179,60 @@ def _grams(text: str) -> list[int]:
     return [crc32(gram.encode()) % N_BUCKETS for gram in grams]
 
 
-def measure(task: Task, model: str, measured: Mapping[str, list[Labelled]]) -> dict[str, Any]:
-    """Head and peer, trained on the same texts: figures by comparison and by set."""
-    say = lambda name, n, of: print(f"{task}: {name} ({n + 1}/{of})", file=sys.stderr)  # noqa: E731
+def say(name: str, number: int, n: int) -> None:
+    """How far the features are."""
+    print(f"features of {name} ({number + 1} of {n})", file=sys.stderr, flush=True)
+
+
+def measure_head(task: Task, model: str, measured: Mapping[str, list[Labelled]]) -> dict[str, Any]:
+    """The head, trained without the sources held out: its figures by comparison and by set."""
     encoder, digest = load_encoder(model, None), digest_of(model)
     rows = training.features_of(encoder, digest, training.read_sources(task), say)
-    about = {"task": task, "model": model, "digest": digest, "layers": encoder.layers}
-    head, reports = training.train_head(rows, HELD_OUT[task], about)
-    used = {name for c in COMPARISONS if c.task == task for name in (*c.unsafe, *c.safe)}
-    used |= set(FALSE_POSITIVES[task])
-    wanted = {name: items for name, items in measured.items() if name in used}
-    seen = training.features_of(encoder, digest, wanted, say)
+    seen = training.features_of(encoder, digest, used_in(task, measured), say)
     started = time.perf_counter()
     encoder.encode([item.messages for item in measured["bank"][:20]])
     per_turn_ms = (time.perf_counter() - started) / 20 * 1000
-    ours: Scores = {n: head.probabilities(part.features_nd).tolist() for n, part in seen.items()}
-    held = {name: list(rows[name].labelled) for name in HELD_OUT[task]}
-    ours |= {n: head.probabilities(rows[n].features_nd).tolist() for n in held}
-    learned = {n: list(part.labelled) for n, part in rows.items() if n not in held}
-    peer, peer_threshold = train_peer(learned)
-    theirs: Scores = {name: peer.scores(items) for name, items in (wanted | held).items()}
-    return {
+    about = {"task": task, "model": model, "digest": digest, "layers": encoder.layers}
+    head, reports = training.train_head(rows, HELD_OUT[task], about)
+    seen |= {name: rows[name] for name in HELD_OUT[task]}
+    scores = {n: head.probabilities(part.features_nd).tolist() for n, part in seen.items()}
+    return figures(task, scores, head.facts.threshold) | {
         "learned_from": {name: list(counts) for name, counts in head.facts.sources.items()},
         "left_out": {name: vars(report) for name, report in reports.items()},
+        "slope": head.facts.slope,
         "ms_per_short_turn": per_turn_ms,
-        "head": figures(task, ours, head.facts.threshold),
-        "n_grams": figures(task, theirs, peer_threshold),
     }
 
 
-def train_peer(learned: Mapping[str, list[Labelled]]) -> tuple[NGrams, float]:
-    """The peer, and its threshold by the head's rule: 1% of harmless turns of sources left out."""
+def measure_n_grams(
+    task: Task, _model: str, measured: Mapping[str, list[Labelled]]
+) -> dict[str, Any]:
+    """The peer on the same texts, its threshold by the head's rule."""
+    sources = training.read_sources(task)
+    held = {name: sources.pop(name) for name in HELD_OUT[task]}
+    rows = {n: training.Rows(torch.empty(len(items), 0), items) for n, items in sources.items()}
     safe: list[float] = []
-    for name, items in learned.items():
-        if any(not item.unsafe for item in items):
-            others = {n: part for n, part in learned.items() if n != name}
-            fitted = NGrams(*_weighted(others))
-            harmless = [item for item in items if not item.unsafe]
-            safe += fitted.scores(harmless)
-    return NGrams(*_weighted(learned)), threshold_at(safe, training.FALSE_POSITIVES)
+    for fold in training.folds_of(rows):
+        fitted = _fitted(training.chosen(rows, {name: ~mask for name, mask in fold.items()}))
+        left = [i for part in training.chosen(rows, fold).values() for i in part.labelled]
+        safe += fitted.scores([item for item in left if not item.unsafe])
+    peer, threshold = _fitted(rows), threshold_at(safe, training.FALSE_POSITIVES)
+    wanted = used_in(task, measured) | held
+    return figures(task, {name: peer.scores(items) for name, items in wanted.items()}, threshold)
 
 
-def _weighted(learned: Mapping[str, list[Labelled]]) -> tuple[list[Labelled], torch.Tensor]:
-    """All texts with the weights that the head's training gives them."""
-    items = [item for part in learned.values() for item in part]
-    parts = {name: training.Rows(torch.empty(0), part) for name, part in learned.items()}
-    weights_n = training.weights_of(parts)
-    return items, weights_n / weights_n.sum()
+def _fitted(rows: Mapping[str, training.Rows]) -> NGrams:
+    """The peer, with the weights that the head's training gives the texts."""
+    items = [item for part in rows.values() for item in part.labelled]
+    weights_n = training.weights_of(rows)
+    return NGrams(items, weights_n / weights_n.sum())
+
+
+def used_in(task: Task, measured: Mapping[str, list[Labelled]]) -> dict[str, list[Labelled]]:
+    """The sets that a task's figures need, but for the sources held out."""
+    used = {name for c in COMPARISONS if c.task == task for name in (*c.unsafe, *c.safe)}
+    used |= set(FALSE_POSITIVES[task])
+    return {name: items for name, items in measured.items() if name in used}
 
 
 def figures(task: Task, scores: Scores, threshold: float) -> dict[str, Any]:
@@ -227,32 +245,55 @@ def figures(task: Task, scores: Scores, threshold: float) -> dict[str, Any]:
             "unsafe": len(unsafe),
             "safe": len(safe),
             "auc": auc(unsafe, safe),
+            "auc_interval": resampled(auc, unsafe, safe),
             "recall_at_1_percent": recall_at(unsafe, safe),
+            "recall_at_1_percent_interval": resampled(recall_at, unsafe, safe),
             "recall": share_from(unsafe, threshold),
+            "recall_interval": _interval(unsafe, threshold),
             "false_positives": share_from(safe, threshold),
         }
     false = {}
     for name in FALSE_POSITIVES[task]:
         n, share = len(scores[name]), share_from(scores[name], threshold)
-        low, high = wilson_interval(round(share * n), n)
+        low, high = _interval(scores[name], threshold)
         false[name] = {"n": n, "found": round(share * n), "share": share, "low": low, "high": high}
     return {"threshold": threshold, "compared": compared, "false_positives": false}
 
 
+def resampled(
+    figure: Callable[[list[float], list[float]], float], unsafe: list[float], safe: list[float]
+) -> tuple[float, float]:
+    """95% interval of a figure of two sets, both drawn anew with replacement."""
+    rng = stream("guard", len(unsafe), len(safe))
+    found = [
+        figure(rng.choice(unsafe, len(unsafe)).tolist(), rng.choice(safe, len(safe)).tolist())
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _interval(scores: list[float], threshold: float) -> tuple[float, float]:
+    return wilson_interval(round(share_from(scores, threshold) * len(scores)), len(scores))
+
+
 def show(found: Mapping[str, Any]) -> None:
     """The tables."""
-    for task in ("hazard", "injection"):
+    for task in TASKS:
         table = []
-        for who in ("head", "n_grams"):
+        for who in SIDES:
             for name, row in found[task][who]["compared"].items():
-                shares = [f"{row[k]:.3f}" for k in ("auc", "recall_at_1_percent", "recall")]
+                shares = [
+                    f"{row[k]:.3f} ({row[f'{k}_interval'][0]:.2f}-{row[f'{k}_interval'][1]:.2f})"
+                    for k in ("auc", "recall_at_1_percent", "recall")
+                ]
                 table.append([name, who, *shares, f"{row['false_positives']:.3f}"])
         print_table(
             [f"{task}, never learned from", "", "AUC", "recall at 1% FP", "recall", "FP"], table
         )
         table = [
             [name, who, f"{row['found']} of {row['n']}", f"{row['low']:.3f}-{row['high']:.3f}"]
-            for who in ("head", "n_grams")
+            for who in SIDES
             for name, row in found[task][who]["false_positives"].items()
         ]
         print_table([f"{task}, harmless turns", "", "called harmful", "95% interval"], table)
@@ -263,12 +304,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument(
+        "--work", type=Path, required=True, help="Finished figures; a new folder measures anew."
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     measured = read_measured(options.data)
-    tasks: tuple[Task, ...] = ("hazard", "injection")
-    found: dict[str, Any] = {task: measure(task, options.model, measured) for task in tasks}
-    found["machine"] = describe_machine()
+    options.work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = {"machine": describe_machine()}
+    for who, task in product(SIDES, TASKS):
+        path = options.work / f"{task}-{who}.json"
+        if not path.exists():
+            run = measure_head if who == "head" else measure_n_grams
+            write_json(path, run(task, options.model, measured))
+            print(f"{path} is done", file=sys.stderr, flush=True)
+        found.setdefault(task, {})[who] = _json(path)
     if options.json:
         print(json.dumps(found))
     else:

@@ -13,6 +13,7 @@ from puna.safety.guard.head import Head, fit_logistic
 from puna.safety.guard.head_guard import HeadGuard, load_encoder
 from puna.safety.guard.metrics import auc, recall_at, share_from, threshold_at
 from puna.safety.guard.sources import Labelled, asked
+from puna.safety.guard.training import Rows
 from puna.safety.models import digest_of
 from puna.tokenizer import Message
 
@@ -174,19 +175,78 @@ def test_figures_of_scores_are_the_closed_forms() -> None:
 
 
 def test_own_pairs_say_the_same_words_on_both_sides() -> None:
+    meanings = contrast.meaning_pairs()
     harms, injections = contrast.harmful_pairs(), contrast.injection_pairs()
-    for pairs in (harms, injections):
-        texts = [pair[0] for pair in pairs]
+    for pairs in (harms, meanings, injections):
+        texts = [pair.text for pair in pairs]
         assert len(set(texts)) == len(texts)
-        assert {pair[1] for pair in pairs} == {True, False}
-    unsafe = " ".join(text for text, bad in injections if bad).lower()
-    safe = " ".join(text for text, bad in injections if not bad).lower()
+        assert {pair.unsafe for pair in pairs} == {True, False}
+        assert all((pair.code != "") == pair.unsafe and pair.topic for pair in pairs)
+    unsafe = " ".join(pair.text for pair in injections if pair.unsafe).lower()
+    safe = " ".join(pair.text for pair in injections if not pair.unsafe).lower()
     for word in ("ignore", "forget", "instructions", "pretend", "rules"):
         assert word in unsafe
         assert word in safe
+    for verb in ("kill", "build", "get rid of"):
+        kinds = {pair.unsafe for pair in meanings if pair.topic == verb and verb in pair.text}
+        assert kinds == {True, False}
     documents = contrast.planted_documents(["One. Two. Three."] * 8)
-    assert [bad for _, bad in documents] == [True, False] * 4
+    assert [pair.unsafe for pair in documents] == [True, False] * 4
     assert documents == contrast.planted_documents(["One. Two. Three."] * 8)
+
+
+def made_rows(
+    name: str, topics: int = 0, n: int = 120, kinds: tuple[int, ...] = (0, 1), shows: int = 0
+) -> Rows:
+    """Features of one author: harm shows in one number, the author in the others from 2 on."""
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    unsafe = [bool(kinds[i % len(kinds)]) for i in range(n)]
+    features = torch.randn(n, 8, generator=generator)
+    features[:, shows] += 5 * torch.tensor(unsafe)
+    features[:, 2:] += torch.randn(6, generator=generator)
+    items = [
+        Labelled(
+            (Message("user", f"{name} {i}"),), bad, name, (), f"t{i % topics}" if topics else ""
+        )
+        for i, bad in enumerate(unsafe)
+    ]
+    return Rows(features, items)
+
+
+def test_every_turn_is_left_out_once_with_its_family_or_its_topic() -> None:
+    rows = {"dan": made_rows("dan"), "in-the-wild": made_rows("in-the-wild"),
+            "mine": made_rows("mine"), "own": made_rows("own", 7)}  # fmt: skip
+    folds = training.folds_of(rows)
+    for name, part in rows.items():
+        assert (sum(fold[name].int() for fold in folds) == 1).all()
+        assert sum(bool(fold[name].any()) for fold in folds) == 1 or name == "own"
+        kept = [training.chosen(rows, fold).get(name) for fold in folds]
+        assert sum(len(k.labelled) for k in kept if k is not None) == len(part.labelled)
+    for fold in folds:
+        assert torch.equal(fold["dan"], fold["in-the-wild"])  # they share texts
+        own = zip(fold["own"].tolist(), rows["own"].labelled, strict=True)
+        left = {keep: {item.topic for k, item in own if k == keep} for keep in (True, False)}
+        assert not left[True] & left[False]
+    assert sum(bool(fold["own"].any()) for fold in folds) > 1
+
+
+def test_the_threshold_keeps_its_promise_on_an_author_it_has_not_seen() -> None:
+    """Neither sources of one kind nor one that alone shows its kind of harm flatten it."""
+    rows = {
+        "asked": made_rows("asked", kinds=(1,)), "everyday": made_rows("everyday", kinds=(0,)),
+        "both": made_rows("both"), "own": made_rows("own", 9, n=300, shows=1),
+    }  # fmt: skip
+    about = {"task": "injection", "model": "x", "digest": "x", "layers": (1,)}
+    head, reports = training.train_head(rows, [], about)
+    fresh = made_rows("fresh", n=4000)
+    scores = head.probabilities(fresh.features_nd)
+    unsafe = fresh.unsafe_n == 1
+    # At two standard errors of 2,000 turns above 1%, and the authors' own offsets.
+    assert (scores[~unsafe] >= head.facts.threshold).float().mean() < 0.04
+    assert (scores[unsafe] >= head.facts.threshold).float().mean() > 0.7
+    assert scores[unsafe].median() > 0.9 > 0.1 > scores[~unsafe].median()
+    assert abs(float(scores.mean()) - 0.5) < 0.1  # half of them are harmful
+    assert min(report.auc for report in reports.values()) > 0.9
 
 
 def test_rows_of_ones_own_are_read_and_wrong_ones_named(tmp_path: Path) -> None:

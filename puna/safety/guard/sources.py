@@ -6,7 +6,7 @@ on sources that were not learned from.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -18,7 +18,13 @@ from puna.core.wheels import Wheel, list_members, read_member
 from puna.data.dialogues import read_conversations
 from puna.data.human_scores import HUMAN_SCORES, read_scored_answers
 from puna.data.wikipedia import read_articles
-from puna.safety.guard.contrast import harmful_pairs, injection_pairs, planted_documents
+from puna.safety.guard.contrast import (
+    Contrast,
+    harmful_pairs,
+    injection_pairs,
+    meaning_pairs,
+    planted_documents,
+)
 from puna.tokenizer import Message
 
 Task = Literal["hazard", "injection"]
@@ -73,12 +79,14 @@ class Labelled:
         unsafe: whether its last turn is harmful, or an attack.
         source: who said so.
         hazards: codes of what is wrong with it, where known.
+        topic: what it is about, in sources that are left out topic by topic.
     """
 
     messages: tuple[Message, ...]
     unsafe: bool
     source: str
     hazards: tuple[str, ...] = ()
+    topic: str = ""
 
     @property
     def text(self) -> str:
@@ -127,9 +135,11 @@ def _scored_answers() -> Iterator[Labelled]:
         if SAFE_SCORE < answer.score < UNSAFE_SCORE or not answer.answer:
             continue
         unsafe = answer.score >= UNSAFE_SCORE
-        code = _SCORED.get(PurePosixPath(answer.harm).stem)
+        topic = PurePosixPath(answer.harm).stem
+        code = _SCORED.get(topic)
         said = (Message("user", answer.prompt), Message("assistant", answer.answer))
-        yield Labelled(said, unsafe, "scored-answers", (code,) if unsafe and code else ())
+        hazards = (code,) if unsafe and code else ()
+        yield Labelled(said, unsafe, "scored-answers", hazards, topic)
 
 
 def _dialogues() -> Iterator[Labelled]:
@@ -202,19 +212,27 @@ def _harmful_but_plain() -> Iterator[Labelled]:
 
 
 def _own_harms() -> Iterator[Labelled]:
-    for text, unsafe, code in harmful_pairs():
-        yield asked(text, unsafe, "own-pairs", *((code,) if unsafe else ()))
+    return _own("own-pairs", harmful_pairs())
+
+
+def _own_meanings() -> Iterator[Labelled]:
+    return _own("own-meanings", meaning_pairs())
+
+
+def _own(source: str, contrasts: Sequence[Contrast]) -> Iterator[Labelled]:
+    for one in contrasts:
+        hazards = (one.code,) if one.unsafe else ()
+        yield Labelled((Message("user", one.text.strip()),), one.unsafe, source, hazards, one.topic)
 
 
 def _own_injections() -> Iterator[Labelled]:
-    for text, unsafe in injection_pairs():
-        yield asked(text, unsafe, "own-pairs", *(("injection",) if unsafe else ()))
+    return _own("own-pairs", injection_pairs())
 
 
 def _own_documents() -> Iterator[Labelled]:
     articles = _drawn(read_articles("en"), 240, key=lambda a: "planted " + a.name)
-    for text, unsafe in planted_documents([article.extract[:1200] for article in articles]):
-        yield asked(text, unsafe, "own-documents", *(("injection",) if unsafe else ()))
+    documents = [article.extract[:1200] for article in articles]
+    return _own("own-documents", planted_documents(documents))
 
 
 def bastion_corpus() -> list[Labelled]:
@@ -234,6 +252,7 @@ SOURCES: Mapping[Task, Mapping[str, Callable[[], Iterator[Labelled]]]] = {
         "tool-requests": _tool_requests,
         "articles": _articles,
         "own-pairs": _own_harms,
+        "own-meanings": _own_meanings,
     },
     "injection": {
         "in-the-wild": _wild_jailbreaks,
@@ -254,8 +273,6 @@ FAMILIES: Mapping[str, str] = {
     "in-the-wild": "jailbreaks",
     "dan": "jailbreaks",
     "jailbreak-templates": "jailbreaks",
-    "own-pairs": "own",
-    "own-documents": "own",
 }
 """Sources that share texts: to leave one out is to leave out all of them."""
 

@@ -2,7 +2,8 @@
 
 What a head scores on the source it learned from says little: a classifier of words scores 0.99
 there and finds a sixth of another author's attacks. So slope, threshold and every figure come from
-heads that had not seen the source they are measured on.
+heads that had not seen the source they are measured on; of sources that alone show a kind of turn
+(answers, contrasts), not the topic: else such a head is asked what nothing told it of.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from puna.core.errors import UsageError
 from puna.core.files import sha256_value, write_bytes
+from puna.core.random import stable_seed
 from puna.core.wheels import cache_folder
 from puna.data.chats import parse_messages
 from puna.data.records import read_records
@@ -27,8 +29,9 @@ from puna.safety.guard.sources import FAMILIES, SOURCES, Labelled, Task
 from puna.tokenizer import Message
 
 FALSE_POSITIVES = 0.01
-"""Share of harmless turns, of sources not learned from, that the threshold may call harmful."""
+"""Share of harmless turns, of sources or topics not learned from, that the threshold may stop."""
 PENALTY = 1e-2
+_LEAST_FOLDS = 5
 _OWN = 2.0  # weight of our own pairs beside a collected source
 _LEAST_HAZARD = 20  # turns of a hazard from which on it is learned
 
@@ -144,9 +147,10 @@ def train_head(
         if name not in rows:
             raise UsageError(f"no source '{name}' to hold out: there is {', '.join(rows)}")
     learned = {name: part for name, part in rows.items() if name not in held_out}
-    logits = {name: _logits(_without(learned, name), part) for name, part in rows.items()}
-    known = {name: logits[name] for name in learned}
-    slope, intercept = _calibrated(known, learned)
+    logits = _left_out_logits(learned)
+    slope, intercept = _calibrated(logits, learned)
+    logits |= {name: _fit(_without(learned, name))(rows[name].features_nd)[:, 0]
+               for name in held_out}  # fmt: skip
     scores = {
         name: torch.sigmoid(slope * values + intercept).tolist() for name, values in logits.items()
     }
@@ -178,8 +182,60 @@ def _key(item: Labelled) -> str:
 
 def _without(rows: Mapping[str, Rows], name: str) -> dict[str, Rows]:
     """The other sources, without those that share texts with it."""
-    family = FAMILIES.get(name, name)
-    return {other: part for other, part in rows.items() if FAMILIES.get(other, other) != family}
+    return {other: part for other, part in rows.items() if _family(other) != _family(name)}
+
+
+def folds_of(rows: Mapping[str, Rows]) -> list[dict[str, Tensor]]:
+    """What a fit leaves out at a time: of every source which turns, (turns,) bool.
+
+    A fold is a family of sources, and a share of the topics of the sources whose turns have topics;
+    every turn is in one fold.
+    """
+    whole = list(dict.fromkeys(_family(name) for name in rows if not _has_topics(rows[name])))
+    n_folds = max(_LEAST_FOLDS, len(whole))
+    numbers = {
+        name: torch.tensor(
+            [
+                stable_seed("fold", item.topic) % n_folds
+                if _has_topics(part)
+                else whole.index(_family(name))
+                for item in part.labelled
+            ]
+        )
+        for name, part in rows.items()
+    }
+    folds = [{name: of == fold for name, of in numbers.items()} for fold in range(n_folds)]
+    return [fold for fold in folds if any(mask.any() for mask in fold.values())]
+
+
+def chosen(rows: Mapping[str, Rows], masks: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """The turns under the masks; a source without any is left out."""
+    return {
+        name: Rows(
+            part.features_nd[masks[name]],
+            [item for item, keep in zip(part.labelled, masks[name].tolist(), strict=True) if keep],
+        )
+        for name, part in rows.items()
+        if masks[name].any()
+    }
+
+
+def _family(name: str) -> str:
+    return FAMILIES.get(name, name)
+
+
+def _has_topics(part: Rows) -> bool:
+    return all(item.topic for item in part.labelled)
+
+
+def _left_out_logits(rows: Mapping[str, Rows]) -> dict[str, Tensor]:
+    """Logits of every turn, each by a head that learned neither from its source nor its topic."""
+    logits = {name: torch.empty(len(part.labelled)) for name, part in rows.items()}
+    for fold in folds_of(rows):
+        head = _fit(chosen(rows, {name: ~mask for name, mask in fold.items()}))
+        for name, part in chosen(rows, fold).items():
+            logits[name][fold[name]] = head(part.features_nd)[:, 0]
+    return logits
 
 
 def _fit(rows: Mapping[str, Rows]) -> Linear:
@@ -211,11 +267,6 @@ def _weights(name: str, part: Rows) -> Tensor:
     unsafe_n = part.unsafe_n
     counts = torch.where(unsafe_n == 1, unsafe_n.sum(), (1 - unsafe_n).sum())
     return (_OWN if name.startswith("own-") else 1.0) / counts
-
-
-def _logits(others: Mapping[str, Rows], part: Rows) -> Tensor:
-    logits: Tensor = _fit(others)(part.features_nd)[:, 0]
-    return logits
 
 
 def _calibrated(logits: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> tuple[float, float]:
