@@ -6,6 +6,7 @@ takes two steps; a file that is missing is replaced by generated data.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ _MOST = {
 }
 _SOURCE_CHARS = 20_000
 _SHORTEST_ROW = 8
+_LAYERS = re.compile(r"^layers\\\..*?\\\.")  # of `layers\.[89]\.\S+_proj`
 _HELD_OUT = 0.1  # of few documents
 _CURRICULUM = {"attempts": 1, "needles": 2, "rows": 4, "average": 2, "steps": 2, "batch_rows": 2}
 
@@ -110,6 +112,8 @@ class _Shrink:
             return [self.node(key, each) for each in value[: _MOST["count"]]]
         if isinstance(value, int) and key in _MOST:
             return min(value, _MOST[key])
+        if name == "lora" and key == "targets":  # the numbers of layers that a tiny model lacks
+            return [_LAYERS.sub("", target) for target in value]
         if key in ("base", "teacher", "sampler") and value and name != "lora":
             return value if value in self.stages else self._model(value)
         if key in ("files", "prompts") and isinstance(value, list):

@@ -127,6 +127,7 @@ def test_a_slow_reader_finds_what_it_missed_in_one_piece(
         async with started(build()) as worker:
             answer = await worker.submit(greedy([3, 4], 20, logprobs=0))
             await until(lambda: nothing_held(worker))
+            await worker.embed([[1]])  # between two steps: what the last one wrote has arrived
             return [delta async for delta in answer]
 
     (only,) = asyncio.run(scene())
