@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import pytest
 import torch
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import StreamingResponse
@@ -119,3 +120,16 @@ def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end, "it did not become true"
         time.sleep(0.01)
+
+
+def logged(capfd: pytest.CaptureFixture[str], n_lines: int) -> str:
+    """What the server logged, at least so many lines: it logs after it has answered."""
+    text = ""
+
+    def enough() -> bool:
+        nonlocal text
+        text += capfd.readouterr().err
+        return text.count("\n") >= n_lines
+
+    wait_until(enough)
+    return text

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from serving_helpers import Running, Serve, router, slow_down
+from serving_helpers import Running, Serve, logged, router, slow_down
 
 from puna.inference import Engine
 from puna.serving import Hub, ServeConfig, create_app
@@ -113,7 +113,7 @@ def test_a_log_line_has_the_figures_and_nobodys_text(
     text = ask(running, prompt=prompt, max_tokens=20).json()["texts"][0]
     answer = ask(running, prompt=prompt, max_tokens=20)
     httpx.get(f"{running.url}/health")
-    written = capfd.readouterr().err
+    written = logged(capfd, 2)
     lines = [json.loads(line) for line in written.splitlines()]
     assert len(lines) == 2, "probes are not logged"
     line = lines[1]
@@ -134,7 +134,7 @@ def test_text_is_logged_where_that_is_asked_for(
     running = start(log_text=True)
     prompt = engine.tokenizer.encode("The llama grazes")
     texts = ask(running, prompt=prompt, n=2).json()["texts"]
-    line = json.loads(capfd.readouterr().err)
+    (line,) = map(json.loads, logged(capfd, 1).splitlines())
     assert line["prompts"] == ["The llama grazes"] * 2
     assert line["answers"] == texts
 
