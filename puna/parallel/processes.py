@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from puna.parallel.mesh import LOST, Mesh, here
 
 _PATIENCE = timedelta(days=1)  # a process may wait that long while another prepares data
 _FAILED = "puna/failed"
+_LINGER_S = 2.0  # at most: others may hang until this process ends
 _CLOSED = re.compile("Connection (closed|reset)|Broken pipe|connection was aborted", re.IGNORECASE)
 
 
@@ -103,9 +105,15 @@ def _agree_on_torch(notes: dist.Store, rank: int, size: int) -> None:
 
 def _is_first_to_fail(store: dist.Store) -> bool:
     try:
-        return store.add(_FAILED, 1) == 1
+        is_first = store.add(_FAILED, 1) == 1
     except RuntimeError:  # the process that kept the notes is gone
         return True
+    # where this process keeps them, and not torchrun's agent, the others must still be able to ask
+    if _number("RANK", 0) == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        until = time.monotonic() + _LINGER_S
+        while store.add(_FAILED, 0) < _number("WORLD_SIZE", 1) and time.monotonic() < until:
+            time.sleep(0.02)
+    return is_first
 
 
 def _number(name: str, default: int) -> int:

@@ -1,6 +1,7 @@
 """Weights in huge pages: the same numbers, tied ones still tied, and memory marked as asked."""
 
 import copy
+import mmap
 import sys
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def test_a_module_outside_keeps_its_own_memory() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the question is Linux's")
 def test_the_memory_is_asked_for_in_huge_pages() -> None:
     big = nn.Linear(1024, 4096)
-    before = big.weight.data_ptr()
+    ordinary = mmap.mmap(-1, big.weight.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    big.weight.data = torch.frombuffer(ordinary, dtype=torch.float32).view(4096, 1024)
+    assert "hg" not in flags_at(big.weight.data_ptr())
     move_to_huge_pages([big])
-    assert big.weight.data_ptr() != before
     assert "hg" in flags_at(big.weight.data_ptr())
     assert "hg" in flags_at(big.weight.data_ptr() + big.weight.nbytes - 1)
