@@ -10,8 +10,8 @@ both conversations of each pair, written out in full, on both sides, so a token 
 once for two answers counts twice. TRL runs with its defaults in bf16; in fp32 without activation
 checkpointing, which suits it better there. Puna's reference is computed once before the first step,
 TRL's in each step, as each does by default; ``with_reference`` is Puna's speed with that pass
-added, as in a run of a single epoch. Puna computes activations again; ``--recompute none`` keeps
-them: faster, twice the working memory.
+added, as in a run of a single epoch. Puna computes activations again in bf16 and keeps them in
+fp32, as TRL does; ``--recompute`` says otherwise.
 """
 
 import argparse
@@ -62,6 +62,7 @@ def run_puna(folder: Path, precision: str, recompute: str) -> None:
             "learning_rate": tuning.LEARNING_RATE,
             "precision": precision,
             "recompute": recompute,
+            "compile": tuning.on_gpu(),
             "log_every": STEPS,
             "checkpoint_every": STEPS,
         },
@@ -91,7 +92,7 @@ def run_puna(folder: Path, precision: str, recompute: str) -> None:
         turns.end(tokens, reference_seconds=per_pair * PAIRS, tokens=tokens)
 
     train(
-        model, DPOObjective(config), source, loop, folder / "points", EventLog(),
+        model, DPOObjective(config), source, loop, folder / "dpo-points", EventLog(),
         after_step=after_step,
     )  # fmt: skip
 
@@ -145,47 +146,35 @@ def run_trl(folder: Path, precision: str) -> None:
 
 
 def compare(
-    shape: str, vocab_size: int, precision: str, recompute: str, repeats: int
+    folder: Path, shape: str, vocab_size: int, precision: str, recompute: str, repeats: int
 ) -> tuple[dict[str, Any], list[Claim]]:
     """Both sides' figures, and what must hold of them."""
-    with tempfile.TemporaryDirectory() as scratch:
-        n_params = tuning.build_folder(Path(scratch), vocab_size, shape)
-        sides = {
-            side: [
-                __file__,
-                "--side",
-                side,
-                "--folder",
-                scratch,
-                "--precision",
-                precision,
-                "--recompute",
-                recompute,
-            ]
-            for side in ("puna", "trl")
-        }
-        with tuning.Sides(sides) as running:
-            found = running.medians(repeats)
-    ours, theirs = found["puna"], found["trl"]
-    with_reference = ours["tokens"] / (ours["seconds"] + ours["reference_seconds"])
+    n_params = tuning.build_folder(folder, vocab_size, shape)
+    common = ["--folder", str(folder), "--precision", precision, "--recompute", recompute]
+    sides = {side: [__file__, "--side", side, *common] for side in ("puna", "trl")}
+    found: dict[str, Any] = dict(tuning.measure(sides, repeats))
     name = f"{shape}, vocabulary {vocab_size:,}, {precision}"
+    if found.keys() != sides.keys():
+        return {"name": name, **found}, []
+    ours, theirs = found["puna"], found["trl"]
+    found["with_reference"] = ours["tokens"] / (ours["seconds"] + ours["reference_seconds"])
     least = LEAST[vocab_size, precision]
     memory = [tuning.working_bytes(side, n_params) / 1e9 for side in (ours, theirs)]
     claims = [
         tuning.speed_claim(f"{name}: tokens/s", ours, theirs, least, "TRL"),
         Claim(f"{name}: working GB", memory[0], 0.5, memory[1], "TRL", at_most=True),
     ]
-    return {"name": name, **found, "with_reference": with_reference}, claims
+    return {"name": name, **found}, claims
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=("puna", "trl"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="keep the model here, or use the one that is")
     parser.add_argument("--shape", choices=tuning.SHAPES, default="small")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 128_256])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--recompute", choices=("none", "selective", "full"), default="selective")
+    parser.add_argument("--recompute", choices=("none", "selective", "full"), help="Puna's side")
     parser.add_argument("--quick", action="store_true", help="two steps in place of five")
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
@@ -199,9 +188,11 @@ def main() -> None:
     claims: list[Claim] = []
     repeats = 2 if arguments.quick else 5
     for vocab_size, precision in itertools.product(arguments.vocabulary, arguments.precision):
-        figures, held = compare(
-            arguments.shape, vocab_size, precision, arguments.recompute, repeats
-        )
+        with tempfile.TemporaryDirectory() as scratch:
+            figures, held = compare(
+                arguments.folder or Path(scratch), arguments.shape, vocab_size, precision,
+                arguments.recompute or ("selective" if precision == "bf16" else "none"), repeats,
+            )  # fmt: skip
         tuning.show(figures)
         report["runs"].append(figures)
         claims += held

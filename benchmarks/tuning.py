@@ -24,6 +24,7 @@ from puna.core.devices import describe_machine
 SMALL = {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408, "context": 1024}
 SHAPES = ("small", "1b", "3b")  # the last two for a GPU
 LEARNING_RATE = 1e-6
+GPU_WARM_UP = 4  # steps: kernels are compiled and chosen, the allocator meets every length
 STATE_BYTES = 16  # of a parameter under AdamW: weight, gradient and two moments in fp32
 
 
@@ -110,9 +111,29 @@ class Sides:
         for side in self._sides.values():
             side.close()
 
-    def medians(self, repeats: int) -> dict[str, dict[str, float]]:
-        """Medians of each side's steps; the first step of each warms up."""
-        return rounds({name: side.ask for name, side in self._sides.items()}, repeats)
+    def medians(self, repeats: int, warm_up: int = 1) -> dict[str, dict[str, float]]:
+        """Medians of each side's steps after the first, which warm it up."""
+        asked = {name: side.ask for name, side in self._sides.items()}
+        return rounds(asked, repeats, warm_up=warm_up)
+
+
+def measure(commands: Mapping[str, list[str]], repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of each side's steps: in turn, or one side after the other on a GPU.
+
+    A GPU is nobody else's, and large models do not fit side by side. A side that fails there, for
+    want of memory, say, is left out.
+    """
+    if not on_gpu():
+        with Sides(commands) as running:
+            return running.medians(repeats)
+    found: dict[str, dict[str, float]] = {}
+    for name, command in commands.items():
+        with Sides({name: command}) as running:
+            try:
+                found |= running.medians(repeats, warm_up=GPU_WARM_UP)
+            except RuntimeError as error:
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+    return found
 
 
 def working_bytes(figures: Mapping[str, float], n_params: int) -> float:
@@ -123,15 +144,17 @@ def working_bytes(figures: Mapping[str, float], n_params: int) -> float:
 def build_folder(folder: Path, vocab_size: int, shape: str = "small") -> int:
     """Write the model all sides load, with a small tokenizer; its number of parameters.
 
-    ``shape`` "1b" and "3b" are those of Llama 3.2.
+    ``shape`` "1b" and "3b" are those of Llama 3.2. A model that is there already stays.
     """
     import train_gpu
 
-    from puna.formats import save_model
+    from puna.formats import load_config, save_model
     from puna.model import Llama, LlamaConfig
     from puna.model.config import llama_config
     from puna.tokenizer import Tokenizer
 
+    if (folder / "config.json").exists():
+        return load_config(folder).n_params()
     if shape == "small":
         fields = SMALL | {"vocab_size": vocab_size, "tie_embeddings": True}
         model = Llama(LlamaConfig.parse(fields, where="benchmark"))
@@ -142,7 +165,11 @@ def build_folder(folder: Path, vocab_size: int, shape: str = "small") -> int:
     save_model(
         folder, model, Tokenizer.train(["Hello there, how are you? "] * 9, 280, n_special=16)
     )
-    return model.config.n_params()
+    n_params = model.config.n_params()
+    del model
+    if on_gpu():
+        torch.cuda.empty_cache()  # for the sides
+    return n_params
 
 
 def random_ids(rng: np.random.Generator, least: int, most: int) -> list[int]:

@@ -10,6 +10,13 @@ from puna.alignment.pairs import Comparison, encode_answers, encode_pair
 from puna.alignment.ppo import PPO, PPOConfig
 from puna.alignment.qat import quantisation_aware
 from puna.alignment.reference import reference_logprobs
+from puna.alignment.refusal import (
+    RefusalConfig,
+    RefusalObjective,
+    RefusalRows,
+    prompt_ids,
+    refusing,
+)
 from puna.alignment.rejection import Prompt, RejectionConfig, sample_best
 from puna.alignment.reward import (
     RankedRows,
@@ -47,6 +54,9 @@ __all__ = [
     "PairRows",
     "Prompt",
     "RankedRows",
+    "RefusalConfig",
+    "RefusalObjective",
+    "RefusalRows",
     "RejectionConfig",
     "RewardConfig",
     "RewardModel",
@@ -63,8 +73,10 @@ __all__ = [
     "encode_task",
     "judge_rewards",
     "load_scorer",
+    "prompt_ids",
     "quantisation_aware",
     "reference_logprobs",
+    "refusing",
     "sample_best",
     "save_reward_model",
     "train_online",

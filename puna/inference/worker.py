@@ -1,17 +1,21 @@
 """The engine behind an event loop: a thread of its own runs the steps and sleeps when idle."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from puna.core.errors import PunaError
 from puna.inference.engine import Engine
 from puna.inference.request import Delta, QueueFull, Request, Stats
 
+HAND_OVER_S = 0.01
+"""Longest that a step waits for readers of the one before."""
 STOPPED = "the engine has stopped: start the server again"
 
 
@@ -115,6 +119,7 @@ class AsyncEngine:
         self._draining = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._handed_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)
 
     def start(self) -> None:
@@ -210,6 +215,7 @@ class AsyncEngine:
         return future
 
     def _run(self) -> None:
+        waits = _takes_all_cores(self.engine)
         while True:
             with self._wake:
                 while not (self._commands or self._closed) and self.engine.idle:
@@ -222,7 +228,10 @@ class AsyncEngine:
             if not self.engine.idle:
                 deltas = self._step()
                 if deltas and self._loop is not None:
+                    self._handed_over.clear()
                     self._loop.call_soon_threadsafe(self._deliver, deltas)
+                    if waits:
+                        self._handed_over.wait(HAND_OVER_S)
 
     def _step(self) -> list[tuple[int, Delta]]:
         """A turn of the engine. One that fails as a whole ends all its requests, not the thread."""
@@ -240,6 +249,19 @@ class AsyncEngine:
             mailbox = self._mailboxes.get(handle)
             if mailbox is not None:
                 mailbox.put(delta)
+        assert self._loop is not None, "it runs this"
+        # Readers woken above run in the loop's next turn; what they write leaves at its end.
+        self._loop.call_soon(self._loop.call_soon, self._handed_over.set)
+
+
+def _takes_all_cores(engine: Engine) -> bool:
+    """Whether a step computes on every processor this process may use.
+
+    Then whoever runs beside it holds up all its threads, which meet at barriers, and both want
+    Python's lock: letting readers go first costs less (docs/log.md).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return engine.model.device.type == "cpu" and torch.get_num_threads() >= (cores or 1)
 
 
 class _Command:

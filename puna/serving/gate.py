@@ -23,6 +23,7 @@ from puna.serving.errors import ApiError, server_error
 from puna.serving.hub import Hub
 from puna.serving.logs import log
 from puna.serving.reply import Reply
+from puna.serving.sse import SEND
 from puna.serving.stats import Figures
 from puna.serving.traffic import Traffic
 
@@ -77,6 +78,7 @@ class Gate:
         )
         scope.setdefault("state", {})["call"] = call
         reply = Reply(scope, send, call, self._config.send_seconds)
+        scope["state"][SEND] = reply.send
         public = self._public(scope["method"], scope["path"])
         try:
             await self._answer(scope, receive, reply, call, public)
@@ -86,6 +88,7 @@ class Gate:
             if not reply.gone:
                 raise
         finally:
+            reply.close()
             self._count(scope, call, reply, time.perf_counter() - started, quiet=public)
 
     async def _answer(

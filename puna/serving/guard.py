@@ -30,6 +30,8 @@ class Filtered:
             text += self._filter.flush()
         if self.verdict.decision == "block":
             return replace(delta, ids=(), text=text, logprobs=(), finish="content_filter")
+        if not self._held and len(text) == len(delta.text):
+            return delta if text == delta.text else replace(delta, text=text)
         self._held += len(delta.text) - len(text)
         ids, logprobs = self._ids + delta.ids, self._logprobs + delta.logprobs
         if self._held and delta.finish is None:

@@ -41,6 +41,8 @@ class Reply:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
+        self._sending_since: float | None = None
+        self._watch = self._loop.call_later(seconds, self._look)
         self.status = 0
         self.finished = False
         self.gone = False
@@ -57,11 +59,11 @@ class Reply:
             message["headers"] = self._headers(list(message.get("headers", ())))
         else:
             self.finished = not message.get("more_body", False)
-        timer = self._loop.call_later(self._seconds, self._give_up)
+        self._sending_since = self._loop.time()
         try:
             await self._send(message)
         finally:
-            timer.cancel()
+            self._sending_since = None
 
     async def error(self, error: ApiError, *, close: bool = False) -> None:
         """Send an error as the whole answer, or break off one that has begun.
@@ -86,7 +88,18 @@ class Reply:
             assert self._task is not None, "a reply belongs to a task"
             self._task.cancel()
 
-    def _give_up(self) -> None:
+    def close(self) -> None:
+        """Nothing is sent any more."""
+        self._watch.cancel()
+
+    def _look(self) -> None:
+        """Leave a client that leaves a piece unread; one timer serves all pieces."""
+        waited = 0.0
+        if self._sending_since is not None:
+            waited = self._loop.time() - self._sending_since
+        if waited < self._seconds:
+            self._watch = self._loop.call_later(self._seconds - waited, self._look)
+            return
         self._abort()
         self.gone = True
         assert self._task is not None, "a reply belongs to a task"

@@ -4,16 +4,18 @@ A piece costs little: what stays the same in every one is written once, as a `Fr
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from puna.inference import Delta
 from puna.serving.errors import ApiError
 
+SEND = "send"
+"""In the state of an ASGI scope: how the gate sends."""
 DONE = b"data: [DONE]\n\n"
 
 
@@ -67,17 +69,27 @@ class EventStream(StreamingResponse):
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         self._events = events
-        super().__init__(self._guarded(), headers={"cache-control": "no-store"})
+        self._send_piece: Send | None = None
+        super().__init__(events, headers={"cache-control": "no-store"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; what the gate left in ``scope`` is the short way for pieces."""
+        self._send_piece = scope.get("state", {}).get(SEND)
+        await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
-        """Send everything."""
-        async with aclosing(self._events):
-            await super().stream_response(send)
+        """Send everything; a failure in the middle becomes the last event, as clients expect it.
 
-    async def _guarded(self) -> AsyncIterator[bytes]:
-        """The events; a failure in the middle becomes the last one, as clients expect it."""
-        try:
-            async for item in self._events:
-                yield item
-        except ApiError as error:
-            yield event(error.body())
+        Middleware sees the answer's start and end. Pieces pass it by: half a dozen calls each.
+        """
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        piece = self._send_piece or send
+        async with aclosing(self._events):
+            try:
+                async for item in self._events:
+                    await piece({"type": "http.response.body", "body": item, "more_body": True})
+            except ApiError as error:
+                last = event(error.body())
+                await piece({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

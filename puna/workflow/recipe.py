@@ -15,6 +15,7 @@ from puna.workflow.stages.gate import GateStage
 from puna.workflow.stages.online import GRPOStage, PPOStage
 from puna.workflow.stages.pretrain import PretrainStage
 from puna.workflow.stages.qat import QATStage
+from puna.workflow.stages.refusal import RefusalStage
 from puna.workflow.stages.reward import RewardStage
 from puna.workflow.stages.rewards import REWARD, PromptStage
 from puna.workflow.stages.rounds import RoundsStage
@@ -33,6 +34,7 @@ class Stages(Config):
     pretrain: PretrainStage | None = None
     safety: SafetyStage | None = None
     sft: SFTStage | None = None
+    refusal: RefusalStage | None = None
     reward: RewardStage | None = None
     sample: SampleStage | None = None
     dpo: DPOStage | None = None

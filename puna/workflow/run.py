@@ -34,6 +34,7 @@ from puna.workflow.stages.gate import GateStage, run_gate
 from puna.workflow.stages.online import run_grpo, run_ppo
 from puna.workflow.stages.pretrain import fresh_model, run_pretrain
 from puna.workflow.stages.qat import run_qat
+from puna.workflow.stages.refusal import run_refusal
 from puna.workflow.stages.reward import run_reward
 from puna.workflow.stages.rounds import RoundsStage
 from puna.workflow.stages.safety import run_safety
@@ -50,6 +51,7 @@ BASELINES, EVALUATE = "baselines", "evaluate"
 _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
     "safety": run_safety,
     "sft": run_sft,
+    "refusal": run_refusal,
     "reward": run_reward,
     "sample": run_sample,
     "dpo": run_dpo,

@@ -33,6 +33,7 @@ _VOCAB_SIZE, _N_SPECIAL, _HEAD_DIM, _KV_HEADS, _ROWS = 512, 16, 16, 2, 40
 _MOST = {
     # setting, whatever stage it is in: its largest value
     "steps": 2,
+    "compile": False,
     "batch_rows": 2,
     "micro_rows": 1,
     "warmup_steps": 1,

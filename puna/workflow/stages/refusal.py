@@ -1,0 +1,110 @@
+"""The stage that teaches when to refuse, by the beginnings of answers.
+
+Requests are those of `puna.safety.requests`; each harmful act and each harmless one in the same
+frames is met before any comes again. What is held out there is only looked at.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from puna.alignment import RefusalConfig, RefusalObjective, RefusalRows, prompt_ids, refusing
+from puna.core.random import stable_seed, stream
+from puna.model import LoraConfig
+from puna.safety.requests import (
+    SafetyRequest,
+    borderline,
+    drawn,
+    everyday,
+    harmful,
+    harmless,
+    refusal_to,
+)
+from puna.tokenizer import Tokenizer
+from puna.training import LoopConfig, RowSource
+from puna.training.loop import compute_dtype
+from puna.workflow.stages.training import (
+    FromModel,
+    Given,
+    adapt,
+    check_whole,
+    open_base,
+    train_and_save,
+)
+
+_LOOKED_AT = 60  # held-out requests of each kind
+_ROW = 64  # tokens a token may attend to, for the count of FLOPs
+
+
+class RefusalStage(FromModel):
+    """Refusals where harm is asked for; everything else as before."""
+
+    benign: int = Field(default=1, ge=1)
+    """Benign requests beside each harmful one."""
+    questions: float = Field(default=0.25, ge=0, le=1)
+    """Share of them that are questions which only sound harmful, or everyday ones; the others are
+    harmless acts in the frames of the harmful ones."""
+    refusal: RefusalConfig = RefusalConfig()
+    """The method's own knobs."""
+    lora: LoraConfig = LoraConfig()
+    """The adapter that learns; the model without it says what must not change."""
+    loop: LoopConfig
+    """The training loop; a row is a harmful request with its benign ones."""
+
+
+def run_refusal(config: RefusalStage, given: Given, folder: Path) -> dict[str, Any]:
+    """Tune an adapter, and say what of the held-out requests is declined before and after."""
+    check_whole(config.loop, "refusals are learned with the whole model in each process")
+    model, tokenizer = open_base(config, given, config.lora)
+    adapt(model, config.lora, given)
+    model.compute_dtype = compute_dtype(config.loop, model.device)
+    rows = refusal_rows(config, tokenizer, given.seed)
+    source = RowSource(rows, stable_seed(given.seed, "refusal"), config.loop)
+    facts: dict[str, Any] = {"harmful": len(rows)}
+
+    def look(when: str) -> None:
+        first = tokenizer.encode(refusal_to(harmful("held out")[0], given.seed))[0]
+        held_out = {"harmful": harmful, "harmless": harmless, "borderline": borderline}
+        for name, requests in held_out.items():
+            some = drawn(requests("held out"), _LOOKED_AT, given.seed)
+            share = refusing(model, _prompts(tokenizer, some), first)
+            facts[f"declined_{name}_{when}"] = round(share, 4)
+        said = ", ".join(f"{facts[f'declined_{name}_{when}']:.0%} of {name}" for name in held_out)
+        given.events.emit("note", text=f"held-out requests declined {when}: {said}")
+
+    look("before")
+    trained = train_and_save(
+        model, tokenizer, RefusalObjective(config.refusal), source, config.loop, _ROW,
+        given.events, folder, base=given.base, trained=lambda: look("after"),
+    )  # fmt: skip
+    return trained | facts
+
+
+def refusal_rows(config: RefusalStage, tokenizer: Tokenizer, seed: int) -> RefusalRows:
+    """Every harmful request to learn from, with benign ones beside it."""
+    bad = harmful("train")
+    refusals = [tokenizer.encode(refusal_to(request, seed)) for request in bad]
+    count = len(bad) * config.benign
+    n_questions = round(count * config.questions)
+    questions = [*borderline("train"), *everyday("train")]
+    fine = _cycled(harmless("train"), count - n_questions, seed)
+    fine += _cycled(questions, n_questions, seed)
+    order = stream(seed, "benign").permutation(count)
+    benign = _prompts(tokenizer, [fine[int(n)] for n in order])
+    return RefusalRows(
+        _prompts(tokenizer, bad),
+        [ids[: config.refusal.tokens] for ids in refusals],
+        [benign[n : n + config.benign] for n in range(0, count, config.benign)],
+    )
+
+
+def _cycled(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[SafetyRequest]:
+    """So many of them, in one drawn order again and again."""
+    order = drawn(requests, len(requests), seed)
+    return [order[n % len(order)] for n in range(count)]
+
+
+def _prompts(tokenizer: Tokenizer, requests: Sequence[SafetyRequest]) -> list[list[int]]:
+    return [prompt_ids(tokenizer, request.text) for request in requests]
