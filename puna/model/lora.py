@@ -25,6 +25,7 @@ from puna.model.llama import Llama
 from puna.model.nf4 import NF4Linear
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_BLOCKS = re.compile(r"^layers\\\..*?\\\.")  # of `layers\.[89]\.\S+_proj`
 
 
 class LoraPattern(Config):
@@ -164,6 +165,14 @@ def add_lora(model: Llama, config: LoraConfig, *, seed: int = 0) -> None:
         base = model.get_submodule(name)
         assert isinstance(base, Linear | NF4Linear)
         replace_module(model, name, LoRALinear(base, config.of(name), generator_of(seed, name)))
+
+
+def of_any_block(target: str) -> str:
+    r"""A target without the blocks it names: ``layers\.[89]\.\S+_proj`` is ``\S+_proj``.
+
+    For a model with fewer blocks that stands for a larger one.
+    """
+    return _BLOCKS.sub("", target)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

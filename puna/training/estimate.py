@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from puna.core.devices import default_device
 from puna.model import Llama, LlamaConfig, LoraConfig, add_lora
 from puna.model.attention import PLAIN_POSITIONS, plain_is_faster
+from puna.model.lora import of_any_block
 from puna.model.loss import chunk_rows
 from puna.training.adamw8bit import BLOCK, SMALL
 from puna.training.config import LoopConfig
@@ -77,8 +78,9 @@ def estimate(
     rows = loop.micro_rows or loop.batch_rows
     with FakeTensorMode(allow_non_fake_inputs=True), device:
         model = Llama(config.model_copy(update={"n_layers": 1}))
-        if lora is not None:
-            add_lora(model, lora)
+        if lora is not None:  # as if it were in every block
+            targets = tuple(of_any_block(target) for target in lora.targets)
+            add_lora(model, lora.model_copy(update={"targets": targets}))
         model.compute_dtype, model.recompute = dtype, recompute_of(loop)
         ids_bt = torch.zeros(rows, row_length, dtype=torch.int64)
         activations = _activations(model, config, loop, ids_bt)

@@ -6,7 +6,6 @@ takes two steps; a file that is missing is replaced by generated data.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from puna.data.generators import (
 from puna.data.generators.kinds import WEIGHTS
 from puna.formats import save_model
 from puna.model import Llama, LlamaConfig
+from puna.model.lora import of_any_block
 from puna.tokenizer import Tokenizer
 from puna.workflow.memory import shape_of
 from puna.workflow.recipe import Recipe
@@ -63,7 +63,6 @@ _MOST = {
 }
 _SOURCE_CHARS = 20_000
 _SHORTEST_ROW = 8
-_LAYERS = re.compile(r"^layers\\\..*?\\\.")  # of `layers\.[89]\.\S+_proj`
 _HELD_OUT = 0.1  # of few documents
 _CURRICULUM = {"attempts": 1, "needles": 2, "rows": 4, "average": 2, "steps": 2, "batch_rows": 2}
 
@@ -114,7 +113,7 @@ class _Shrink:
         if isinstance(value, int) and key in _MOST:
             return min(value, _MOST[key])
         if name == "lora" and key == "targets":  # the numbers of layers that a tiny model lacks
-            return [_LAYERS.sub("", target) for target in value]
+            return [of_any_block(target) for target in value]
         if key in ("base", "teacher", "sampler") and value and name != "lora":
             return value if value in self.stages else self._model(value)
         if key in ("files", "prompts") and isinstance(value, list):

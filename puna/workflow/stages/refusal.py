@@ -35,7 +35,7 @@ from puna.workflow.stages.training import (
 )
 
 _LOOKED_AT = 60  # held-out requests of each kind
-_ROW = 64  # tokens a token may attend to, for the count of FLOPs
+_REQUEST = 32  # tokens, about, of a request with its system turn shared
 
 
 class RefusalStage(FromModel):
@@ -52,6 +52,11 @@ class RefusalStage(FromModel):
     """The adapter that learns; the model without it says what must not change."""
     loop: LoopConfig
     """The training loop; a row is a harmful request with its benign ones."""
+
+    @property
+    def row_length(self) -> int:
+        """About the tokens of a row, for what counts on them: rows are as long as they come."""
+        return _REQUEST * (1 + self.benign) + self.refusal.tokens
 
 
 def run_refusal(config: RefusalStage, given: Given, folder: Path) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def run_refusal(config: RefusalStage, given: Given, folder: Path) -> dict[str, A
 
     look("before")
     trained = train_and_save(
-        model, tokenizer, RefusalObjective(config.refusal), source, config.loop, _ROW,
+        model, tokenizer, RefusalObjective(config.refusal), source, config.loop, config.row_length,
         given.events, folder, base=given.base, trained=lambda: look("after"),
     )  # fmt: skip
     return trained | facts
