@@ -1,6 +1,6 @@
 """What safety tuning moves: harmful compliance, false refusal, helpfulness, on held-out sources.
 
-    python benchmarks/safety_tuning.py smollm2 runs/smollm2-safety/sft/model \\
+    python benchmarks/safety_tuning.py smollm2 runs/smollm2-safety/refusal/model \\
         --xstest ../shared/data/xstest --answers answers.jsonl
 
 Sources that nothing was learned from: XSTest's 200 unsafe and 250 safe prompts (Röttger et al.
