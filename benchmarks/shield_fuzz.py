@@ -5,6 +5,7 @@ character and its verdict. A crash is an error of a scan, also one that the stre
 up on a line in time is none, and counts as *given up*: such a line is not let through.
 """
 
+import gc
 import random
 import time
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def fuzz(texts: int, seed: int = 1, repeated: bool = True) -> dict[str, Any]:
     report |= {"texts": 0, "languages": len(languages()), "by language": {}, "by kind": {}}
     for language in languages():  # what is loaded once is no stall
         scan("x\n", language)
+    gc.collect()
+    gc.freeze()  # as `puna serve` does
     for number in range(texts):
         language = languages()[number % len(languages())]
         kind, text = broken(rng, language)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import resource
 import signal
 import socket
@@ -107,6 +108,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
+        if threading.current_thread() is threading.main_thread():  # the process is ours
+            gc.collect()
+            gc.freeze()  # what is loaded stays; to go through it again holds up every answer
         await super().startup(sockets)
         self._on_start()
 
