@@ -121,7 +121,7 @@ def measure(commands: Mapping[str, list[str]], repeats: int) -> dict[str, dict[s
     """Medians of each side's steps: in turn, or one side after the other on a GPU.
 
     A GPU is nobody else's, and large models do not fit side by side. A side that fails there, for
-    want of memory, say, is left out.
+    want of memory, say, is left out; Puna's may not.
     """
     if not on_gpu():
         with Sides(commands) as running:
@@ -132,6 +132,8 @@ def measure(commands: Mapping[str, list[str]], repeats: int) -> dict[str, dict[s
             try:
                 found |= running.medians(repeats, warm_up=GPU_WARM_UP)
             except RuntimeError as error:
+                if name == "puna":
+                    raise
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
     return found
 
@@ -148,13 +150,20 @@ def build_folder(folder: Path, vocab_size: int, shape: str = "small") -> int:
     """
     import train_gpu
 
+    from puna.core.errors import UsageError
     from puna.formats import load_config, save_model
     from puna.model import Llama, LlamaConfig
     from puna.model.config import llama_config
     from puna.tokenizer import Tokenizer
 
     if (folder / "config.json").exists():
-        return load_config(folder).n_params()
+        found = load_config(folder)
+        layers = (
+            SMALL["n_layers"] if shape == "small" else llama_config(f"llama3.2-{shape}").n_layers
+        )
+        if (found.vocab_size, found.n_layers) != (vocab_size, layers):
+            raise UsageError(f"{folder} holds another model: give --folder a new one")
+        return found.n_params()
     if shape == "small":
         fields = SMALL | {"vocab_size": vocab_size, "tie_embeddings": True}
         model = Llama(LlamaConfig.parse(fields, where="benchmark"))

@@ -93,6 +93,7 @@ def _alike(prompts: Sequence[list[int]]) -> int:
 
 def _laid_out(rows: Sequence[tuple[list[int], list[int]]], common: int) -> AnswerBatch:
     """Prompts and what follows them, in one row behind the first one's ``common`` tokens."""
+    assert common > 0, "chats of one format begin alike"
     answers = tuple(
         AnswerTokens(prompt[common:] + said, [False] * (len(prompt) - common) + [True] * len(said))
         for prompt, said in rows

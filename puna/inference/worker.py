@@ -119,7 +119,6 @@ class AsyncEngine:
         self._draining = False
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._handed_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="puna-engine", daemon=True)
 
     def start(self) -> None:
@@ -228,10 +227,10 @@ class AsyncEngine:
             if not self.engine.idle:
                 deltas = self._step()
                 if deltas and self._loop is not None:
-                    self._handed_over.clear()
-                    self._loop.call_soon_threadsafe(self._deliver, deltas)
+                    read = threading.Event()
+                    self._loop.call_soon_threadsafe(self._deliver, deltas, read)
                     if waits:
-                        self._handed_over.wait(HAND_OVER_S)
+                        read.wait(HAND_OVER_S)
 
     def _step(self) -> list[tuple[int, Delta]]:
         """A turn of the engine. One that fails as a whole ends all its requests, not the thread."""
@@ -244,14 +243,14 @@ class AsyncEngine:
             problem = f"{type(error).__name__}: {error}"
             return [(handle, Delta(finish="error", error=problem)) for handle in handles]
 
-    def _deliver(self, deltas: list[tuple[int, Delta]]) -> None:
+    def _deliver(self, deltas: list[tuple[int, Delta]], read: threading.Event) -> None:
         for handle, delta in deltas:
             mailbox = self._mailboxes.get(handle)
             if mailbox is not None:
                 mailbox.put(delta)
         assert self._loop is not None, "it runs this"
         # Readers woken above run in the loop's next turn; what they write leaves at its end.
-        self._loop.call_soon(self._loop.call_soon, self._handed_over.set)
+        self._loop.call_soon(self._loop.call_soon, read.set)
 
 
 def _takes_all_cores(engine: Engine) -> bool:

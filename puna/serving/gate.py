@@ -77,9 +77,9 @@ class Gate:
             keep_text=self._config.log_text,
         )
         scope.setdefault("state", {})["call"] = call
+        public = self._public(scope["method"], scope["path"])
         reply = Reply(scope, send, call, self._config.send_seconds)
         scope["state"][SEND] = reply.send
-        public = self._public(scope["method"], scope["path"])
         try:
             await self._answer(scope, receive, reply, call, public)
         except Disconnected:

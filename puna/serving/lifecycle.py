@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
-        if threading.current_thread() is threading.main_thread():  # the process is ours
+        if threading.current_thread() is threading.main_thread():
             gc.collect()
             gc.freeze()  # what is loaded stays; to go through it again holds up every answer
         await super().startup(sockets)
@@ -121,6 +121,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close every connection, then the engines, while there is a loop for their last words."""
         await super().shutdown(sockets)
+        if threading.current_thread() is threading.main_thread():
+            gc.unfreeze()
         self._hub.close()
         for close in self._closing:
             await close()

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import pytest
 from tiny_engine import Build, Reference, greedy
@@ -50,6 +51,37 @@ def test_many_readers_get_each_their_own_text(build: Build, reference: Reference
             return await asyncio.gather(*map(ids_of, answers))
 
     assert asyncio.run(scene()) == [reference(p, 12) for p in prompts]
+
+
+def test_where_a_step_takes_all_cores_readers_have_it_before_the_next_one(
+    build: Build, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puna.inference.worker._takes_all_cores", lambda _engine: True)
+    monkeypatch.setattr("puna.inference.worker.HAND_OVER_S", 30)
+    engine, happened = build(), list[str]()
+    step = engine.step
+
+    def noted() -> list[tuple[int, Delta]]:
+        happened.append("step")
+        deltas = step()
+        happened.extend("made" for _, delta in deltas if delta.ids)
+        return deltas
+
+    monkeypatch.setattr(engine, "step", noted)
+
+    async def scene() -> list[int]:
+        found: list[int] = []
+        async with started(engine) as worker:
+            async for delta in await worker.submit(greedy([1, 2], 30)):
+                happened.extend("read" for _ in delta.ids[:1])
+                found += delta.ids
+        return found
+
+    assert asyncio.run(scene()) == reference([1, 2], 30)
+    assert happened.count("made") == 30  # the first step may make two, read as one
+    turns = list(pairwise(happened))
+    assert ("made", "read") in turns
+    assert ("made", "step") not in turns
 
 
 async def close_at_once(worker: AsyncEngine) -> None:

@@ -84,6 +84,17 @@ def test_a_client_that_leaves_frees_everything_at_once(
     assert figures["requests"]["in_hand"] == 0
 
 
+def test_an_answer_may_take_longer_than_a_piece_may_lie_unread(slow: Running) -> None:
+    """The limit is half a second; the answer takes three times as long, read as it comes."""
+    began = time.monotonic()
+    asked = ASK | {"max_tokens": 70, "stream": True}
+    with httpx.stream("POST", f"{slow.url}/test/generate", json=asked, timeout=10) as reply:
+        assert reply.status_code == 200
+        pieces = list(reply.iter_raw())
+    assert time.monotonic() - began > 1.2
+    assert len(pieces) > 20
+
+
 def test_a_client_that_leaves_while_it_waits_in_the_queue_is_forgotten(
     new_engine: Callable[..., Engine], serve: Serve
 ) -> None:

@@ -1,7 +1,7 @@
 """The stage that teaches when to refuse, by the beginnings of answers.
 
-Requests are those of `puna.safety.requests`; each harmful act and each harmless one in the same
-frames is met before any comes again. What is held out there is only looked at.
+Requests are those of `puna.safety.requests`. Each harmful one is met once before any comes again;
+of benign ones the few questions come again and again. What is held out is only looked at.
 """
 
 from collections.abc import Sequence
