@@ -7,9 +7,8 @@
 A Llama of 23.6M parameters besides its tied embedding of 8,192 tokens, or one of Llama 3.2's shapes
 on a GPU; texts of chat length, 16 to 400 tokens, most of them short. Tokens are those of the texts,
 padding left out. Puna and TRL pack into rows of 512 and take 4 a step, on a GPU 8 of 2,048; Trainer
-takes 16 texts a step, padded to the longest. Each side runs with its defaults: Puna
-and TRL in bf16, TRL with activation checkpointing, Trainer in fp32. ``--bf16`` lets Trainer have
-bf16 too.
+takes 16 texts a step, padded to the longest. Each side runs with its defaults: Puna and TRL in
+bf16, TRL with activation checkpointing, Trainer in fp32. ``--bf16`` lets Trainer have bf16 too.
 """
 
 import argparse

@@ -227,9 +227,9 @@ class AsyncEngine:
             if not self.engine.idle:
                 deltas = self._step()
                 if deltas and self._loop is not None:
-                    read = threading.Event()
+                    read = threading.Event() if waits else None
                     self._loop.call_soon_threadsafe(self._deliver, deltas, read)
-                    if waits:
+                    if read is not None:
                         read.wait(HAND_OVER_S)
 
     def _step(self) -> list[tuple[int, Delta]]:
@@ -243,14 +243,15 @@ class AsyncEngine:
             problem = f"{type(error).__name__}: {error}"
             return [(handle, Delta(finish="error", error=problem)) for handle in handles]
 
-    def _deliver(self, deltas: list[tuple[int, Delta]], read: threading.Event) -> None:
+    def _deliver(self, deltas: list[tuple[int, Delta]], read: threading.Event | None) -> None:
         for handle, delta in deltas:
             mailbox = self._mailboxes.get(handle)
             if mailbox is not None:
                 mailbox.put(delta)
-        assert self._loop is not None, "it runs this"
-        # Readers woken above run in the loop's next turn; what they write leaves at its end.
-        self._loop.call_soon(self._loop.call_soon, read.set)
+        if read is not None:
+            assert self._loop is not None, "it runs this"
+            # Readers woken above run in the loop's next turn; what they write leaves at its end.
+            self._loop.call_soon(self._loop.call_soon, read.set)
 
 
 def _takes_all_cores(engine: Engine) -> bool:

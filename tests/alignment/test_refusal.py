@@ -21,7 +21,9 @@ from puna.safety.requests import harmful, harmless
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, RowSource, train
 from puna.workflow.recipe import Recipe
-from puna.workflow.stages.refusal import RefusalStage, refusal_rows
+from puna.workflow.stages.corpus import exercises
+from puna.workflow.stages.refusal import RefusalStage, refusal_rows, run_refusal
+from puna.workflow.stages.training import Given
 
 VOCAB, REFUSE = 47, 40
 HEAD = [1, 2, 3]  # what all prompts begin with
@@ -143,13 +145,10 @@ def test_every_harmful_request_is_met_once_with_benign_ones_of_both_kinds() -> N
 
 
 def test_a_model_that_is_spread_is_refused_in_one_line(tmp_path: Path) -> None:
-    from puna.workflow.stages.refusal import run_refusal
-    from puna.workflow.stages.training import Given
-
     loop = {"steps": 1, "batch_rows": 1, "learning_rate": 1e-3, "layout": {"tp": 2}}
     stage = {"base": "smollm2", "loop": loop}
     recipe = Recipe.parse({"name": "x", "stages": {"refusal": stage}}, where="test")
     assert recipe.stages.refusal is not None
-    given = Given("smollm2", 0, None, EventLog(), {})  # type: ignore[arg-type]
+    given = Given("smollm2", 0, exercises(recipe.kinds), EventLog(), {})
     with pytest.raises(UsageError, match=r"leave out loop\.layout"):
         run_refusal(recipe.stages.refusal, given, tmp_path)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from puna.alignment import prompt_ids
 from puna.alignment.rejection import PAIRS, SFT_ROWS
 from puna.core.files import sha256_value, write_text
 from puna.core.wheels import WheelUnavailable
@@ -29,7 +30,7 @@ from puna.safety.requests import (
     harmless,
     refusal_to,
 )
-from puna.tokenizer import FORMATS, Message
+from puna.tokenizer import FORMATS
 from puna.workflow.stages.training import FromModel, Given
 
 _COMPLIES = "Sure! Here is how you do it."  # the worse answer where the model itself declines
@@ -109,12 +110,7 @@ def _answers(engine: Engine, asked: Sequence[SafetyRequest], max_new_tokens: int
     """The model's own answers, the likeliest, in whole sentences."""
     tokenizer = engine.tokenizer
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    prompts = [
-        tokenizer.chat.encode(
-            tokenizer, [Message("user", request.text)], add_generation_prompt=True
-        ).ids
-        for request in asked
-    ]
+    prompts = [prompt_ids(tokenizer, request.text) for request in asked]
     stops = frozenset(tokenizer.stop_ids)
     made = generate(engine, [Request(ids, sampling, stops) for ids in prompts])
     return [one.text.strip() if one.stopped else _whole_sentences(one.text) for one in made]
