@@ -123,57 +123,50 @@ class _SummedLoss(torch.autograd.Function):
         hidden_nd: Tensor,
         weight_vd: Tensor,
         labels_n: Tensor,
+        kept_n: Tensor,
         shard: VocabularyShard | None,
     ) -> Tensor:
         cast = weight_vd.to(hidden_nd.dtype)
         total = torch.zeros((), device=hidden_nd.device)
         of_hidden, of_weight, *_ = ctx.needs_input_grad
-        hidden_grad = torch.empty_like(hidden_nd) if of_hidden else None
+        hidden_grad = torch.zeros_like(hidden_nd) if of_hidden else None
         weight_grad = torch.zeros_like(weight_vd) if of_weight else None
-        for part in _chunks(len(labels_n), weight_vd):
+        for part in _chunks(len(kept_n), weight_vd):
+            seen_nd, labels = hidden_nd[kept_n[part]], labels_n[part]
             if not (of_hidden or of_weight):
-                total -= _logprobs(hidden_nd[part], cast, labels_n[part], shard).sum()
+                total -= _logprobs(seen_nd, cast, labels, shard).sum()
                 continue
-            logprobs, gradient = _with_gradient(hidden_nd[part], cast, labels_n[part], shard=shard)
+            logprobs, gradient = _with_gradient(seen_nd, cast, labels, shard=shard)
             total -= logprobs.sum()
-            _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
+            if hidden_grad is not None:
+                hidden_grad[kept_n[part]] = gradient @ cast
+            if weight_grad is not None:
+                _add_weight_grad(weight_grad, gradient, seen_nd)
             del gradient  # before that of the next chunk is made
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         made: tuple[Tensor | None, Tensor | None] = ctx.saved_tensors
         if bool(grad == 1):
-            return *made, None, None
-        hidden_grad, weight_grad = (
-            None if each is None else each * grad.to(each.dtype) for each in made
-        )
-        return hidden_grad, weight_grad, None, None
+            return *made, None, None, None
+        scaled = (None if each is None else each * grad.to(each.dtype) for each in made)
+        return *scaled, None, None, None
 
 
-def _spread(
-    gradient_nv: Tensor,
-    cast_vd: Tensor,
-    hidden_nd: Tensor,
-    part: slice,
-    hidden_grad: Tensor | None,
-    weight_grad: Tensor | None,
-) -> None:
-    """From the gradient in the logits of ``part`` to those in hidden states and weight.
+def _add_weight_grad(weight_grad: Tensor, gradient_nv: Tensor, seen_nd: Tensor) -> None:
+    """Add what a chunk's gradient in the logits makes in the weight.
 
-    A frozen head has no gradient of its own. That of a trained one is added up in stripes of the
-    vocabulary, so no second matrix of its size is made.
+    In stripes of the vocabulary, so no second matrix of its size is made.
     """
-    if hidden_grad is not None:
-        torch.mm(gradient_nv, cast_vd, out=hidden_grad[part])
-    if weight_grad is not None and weight_grad.is_cuda and gradient_nv.dtype == torch.bfloat16:
-        rows_vn, seen = gradient_nv.T, hidden_nd[part]  # a GPU adds up in fp32 as it multiplies
-        torch.addmm(weight_grad, rows_vn, seen, out_dtype=torch.float32, out=weight_grad)
-    elif weight_grad is not None:
-        for start in range(0, len(weight_grad), STRIPE):
-            rows = slice(start, start + STRIPE)
-            weight_grad[rows] += gradient_nv[:, rows].T @ hidden_nd[part]
+    if weight_grad.is_cuda and gradient_nv.dtype == torch.bfloat16:
+        # A GPU adds up in fp32 as it multiplies.
+        torch.addmm(weight_grad, gradient_nv.T, seen_nd, out_dtype=torch.float32, out=weight_grad)
+        return
+    for start in range(0, len(weight_grad), STRIPE):
+        rows = slice(start, start + STRIPE)
+        weight_grad[rows] += gradient_nv[:, rows].T @ seen_nd
 
 
 def cross_entropy_sum(
@@ -191,8 +184,8 @@ def cross_entropy_sum(
     """
     hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
     kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
-    hidden_nd = hidden_btd.flatten(0, 1).index_select(0, kept)
-    loss: Tensor = _SummedLoss.apply(hidden_nd, weight_vd, labels_bt.flatten()[kept], shard)
+    labels_n, hidden_nd = labels_bt.flatten()[kept], hidden_btd.flatten(0, 1)
+    loss: Tensor = _SummedLoss.apply(hidden_nd, weight_vd, labels_n, kept, shard)
     return loss, len(kept)
 
 
@@ -217,29 +210,32 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden_nd: Tensor,
         weight_vd: Tensor,
         labels_n: Tensor,
+        kept_n: Tensor,
         shard: VocabularyShard | None,
     ) -> Tensor:
         cast = weight_vd.to(hidden_nd.dtype)
-        logprobs = torch.empty(len(labels_n), device=hidden_nd.device)
-        for part in _chunks(len(labels_n), weight_vd):
-            logprobs[part] = _logprobs(hidden_nd[part], cast, labels_n[part], shard)
-        ctx.save_for_backward(hidden_nd, weight_vd, labels_n)
+        logprobs = torch.empty(len(kept_n), device=hidden_nd.device)
+        for part in _chunks(len(kept_n), weight_vd):
+            logprobs[part] = _logprobs(hidden_nd[kept_n[part]], cast, labels_n[part], shard)
+        ctx.save_for_backward(hidden_nd, weight_vd, labels_n, kept_n)
         ctx.shard = shard
         return logprobs
 
     @staticmethod
-    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_nd, weight_vd, labels_n = ctx.saved_tensors
+    def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_nd, weight_vd, labels_n, kept_n = ctx.saved_tensors
         cast = weight_vd.to(hidden_nd.dtype)
-        hidden_grad = torch.empty_like(hidden_nd) if ctx.needs_input_grad[0] else None
+        hidden_grad = torch.zeros_like(hidden_nd) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight_vd) if ctx.needs_input_grad[1] else None
-        for part in _chunks(len(labels_n), weight_vd):
-            _, gradient = _with_gradient(
-                hidden_nd[part], cast, labels_n[part], -grad_n[part], ctx.shard
-            )
-            _spread(gradient, cast, hidden_nd, part, hidden_grad, weight_grad)
+        for part in _chunks(len(kept_n), weight_vd):
+            seen_nd = hidden_nd[kept_n[part]]
+            _, gradient = _with_gradient(seen_nd, cast, labels_n[part], -grad_n[part], ctx.shard)
+            if hidden_grad is not None:
+                hidden_grad[kept_n[part]] = gradient @ cast
+            if weight_grad is not None:
+                _add_weight_grad(weight_grad, gradient, seen_nd)
             del gradient
-        return hidden_grad, weight_grad, None, None
+        return hidden_grad, weight_grad, None, None, None
 
 
 def token_logprobs(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> Tensor:
@@ -249,8 +245,7 @@ def token_logprobs(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> 
     """
     hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
     kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
-    hidden_nd = hidden_btd.flatten(0, 1).index_select(0, kept)
-    labels_n = labels_bt.flatten()[kept]
-    logprobs_n: Tensor = _TokenLogprobs.apply(hidden_nd, weight_vd, labels_n, shard)
+    labels_n, hidden_nd = labels_bt.flatten()[kept], hidden_btd.flatten(0, 1)
+    logprobs_n: Tensor = _TokenLogprobs.apply(hidden_nd, weight_vd, labels_n, kept, shard)
     flat = torch.zeros(labels_bt.numel(), device=hidden_btd.device)
     return flat.index_copy(0, kept, logprobs_n).view(labels_bt.shape)
