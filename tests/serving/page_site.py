@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from puna.serving.page import page_router
 
@@ -146,3 +146,27 @@ class Site:
         # The browser itself reports each refused request, which tests provoke.
         if message.type == "error" and "Failed to load resource" not in message.text:
             self.faults.append(message.text)
+
+
+def ask(page: Page, text: str) -> None:
+    question = page.get_by_label("Your question", exact=True)
+    question.fill(text)
+    question.press("Enter")
+
+
+def answers(page: Page) -> Locator:
+    return page.locator(".message.assistant")
+
+
+def asked(site: Site) -> list[str]:
+    """Contents of the last request's messages."""
+    return [message["content"] for message in site.script.last["messages"]]
+
+
+def settled(page: Page) -> None:
+    """The last answer is complete and shown whole."""
+    expect(answers(page).last.get_by_role("button", name="Answer again")).to_be_visible()
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("#list li")
