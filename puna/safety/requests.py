@@ -36,9 +36,9 @@ def _texts() -> dict[str, Any]:
 
 
 @cache
-def _twins() -> list[dict[str, Any]]:
-    """Acts that their object alone makes harmful or harmless."""
-    return list(load_yaml(Path(__file__).with_name("twins.yaml"))["twins"])
+def _twins() -> dict[str, list[dict[str, Any]]]:
+    """Acts that their object alone makes harmful or harmless, and questions with the same words."""
+    return dict(load_yaml(Path(__file__).with_name("twins.yaml")))
 
 
 def _side(entries: Sequence[_Entry], part: Part) -> list[_Entry]:
@@ -65,9 +65,8 @@ def _framed(acts: Literal["harmful", "harmless"], kind: Kind, part: Part) -> lis
         for act in _side(entry[acts], part)
     ]
     if part == "train":
-        found += [
-            (twin["hazard"], twin["act"].format(it)) for twin in _twins() for it in twin[acts]
-        ]
+        twins = _twins()["twins"]
+        found += [(twin["hazard"], twin["act"].format(it)) for twin in twins for it in twin[acts]]
     frames = _side(texts["frames"], part)
     return [
         SafetyRequest(frame.format(act=act), kind, hz, act) for hz, act in found for frame in frames
@@ -80,6 +79,16 @@ def borderline(part: Part) -> list[SafetyRequest]:
         SafetyRequest(text, "borderline", hazard)
         for hazard, entry in _texts()["hazards"].items()
         for text in _side(entry["borderline"], part)
+    ]
+
+
+def asked(side: Literal["harmful", "harmless"]) -> list[SafetyRequest]:
+    """Questions without a frame, to learn from; those of both sides have their words in common."""
+    kind: Kind = "harmful" if side == "harmful" else "borderline"
+    return [
+        SafetyRequest(text, kind, group["hazard"])
+        for group in _twins()["questions"]
+        for text in group[side]
     ]
 
 

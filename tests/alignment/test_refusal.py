@@ -17,7 +17,7 @@ from puna.alignment import (
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.model import Llama, LlamaConfig, LoraConfig, adapter_disabled, add_lora
-from puna.safety.requests import harmful, harmless
+from puna.safety.requests import SafetyRequest, asked, harmful, harmless
 from puna.tokenizer import FORMATS, Tokenizer
 from puna.training import LoopConfig, RowSource, train
 from puna.workflow.recipe import Recipe
@@ -127,20 +127,29 @@ def test_only_harmful_requests_come_to_be_refused_and_the_others_keep_what_follo
     assert sum(a != b for a, b in zip(now, before, strict=True)) < 0.3 * len(fine)
 
 
-def test_every_harmful_request_is_met_once_with_benign_ones_of_both_kinds() -> None:
+def test_both_sides_have_acts_in_frames_and_questions_in_the_share_asked_for() -> None:
     tokenizer = Tokenizer.train(["tell me how do I"] * 9, 280, n_special=16)
     tokenizer = tokenizer.with_chat(FORMATS["llama3"])
     loop = {"steps": 1, "batch_rows": 1, "learning_rate": 1e-3}
     config = RefusalStage.parse({"benign": 2, "questions": 0.25, "loop": loop}, where="test")
     made = refusal_rows(config, tokenizer, 5)
-    bad = {tuple(prompt_ids(tokenizer, request.text)) for request in harmful("train")}
-    framed = {tuple(prompt_ids(tokenizer, request.text)) for request in harmless("train")}
-    assert {tuple(prompt) for prompt in made.harmful} == bad
+
+    def found(requests: list[SafetyRequest]) -> set[tuple[int, ...]]:
+        return {tuple(prompt_ids(tokenizer, request.text)) for request in requests}
+
+    acts, questions = found(harmful("train")), found(asked("harmful"))
+    learned = [tuple(prompt) for prompt in made.harmful]
+    assert len(learned) == len(harmful("train"))
+    assert set(learned) <= acts | questions
+    assert questions <= set(learned)
+    assert sum(prompt in acts for prompt in learned) / len(learned) == pytest.approx(0.75, abs=1e-3)
     assert all(len(beside) == 2 for beside in made.benign)
     beside = [tuple(prompt) for some in made.benign for prompt in some]
+    framed = found(harmless("train"))
     share = sum(prompt in framed for prompt in beside) / len(beside)
     assert share == pytest.approx(0.75, abs=1e-3)
-    assert not bad & set(beside)
+    assert found(asked("harmless")) <= set(beside)
+    assert not (acts | questions) & set(beside)
     assert all(len(refusal) == config.refusal.tokens for refusal in made.refusals)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from puna.core.config import load_yaml
 from puna.safety import requests
-from puna.safety.requests import borderline, drawn, everyday, harmful, harmless
+from puna.safety.requests import asked, borderline, drawn, everyday, harmful, harmless
 
 XSTEST = Path(__file__).parents[2].parent / "shared" / "data" / "xstest"
 FRAMES = load_yaml(Path(requests.__file__).with_suffix(".yaml"))["frames"]
@@ -38,29 +38,35 @@ def test_every_frame_is_learned_with_harmful_and_with_harmless_acts() -> None:
 
 
 def test_acts_are_drawn_in_turn() -> None:
-    asked = harmful("train")
-    acts = {r.act for r in asked}
-    once = drawn(asked, len(acts), seed=1)
+    requests_of = harmful("train")
+    acts = {r.act for r in requests_of}
+    once = drawn(requests_of, len(acts), seed=1)
     assert {r.act for r in once} == acts
-    twice = Counter(r.act for r in drawn(asked, 2 * len(acts), seed=1))
+    twice = Counter(r.act for r in drawn(requests_of, 2 * len(acts), seed=1))
     assert set(twice.values()) == {2}
-    assert drawn(asked, 50, seed=1) == once[:50]
-    assert drawn(asked, 50, seed=2) != once[:50]
+    assert drawn(requests_of, 50, seed=1) == once[:50]
+    assert drawn(requests_of, 50, seed=2) != once[:50]
 
 
 @pytest.mark.skipif(not XSTEST.exists(), reason="XSTest's prompts are not here")
 def test_nothing_learned_from_is_a_prompt_of_xstest() -> None:
     with (XSTEST / "xstest_prompts.csv").open(encoding="utf-8") as file:
         held_out = {_bare(row["prompt"]): row["prompt"] for row in csv.DictReader(file)}
-    for make in (harmful, harmless, borderline, everyday):
-        for request in make("train"):
-            asked = _bare(request.text)
-            near = [
-                text
-                for words, text in held_out.items()
-                if len(words & asked) > 0.5 * len(words | asked)
-            ]
-            assert not near, f"{request.text!r} is near {near}"
+    learned = [r for make in (harmful, harmless, borderline, everyday) for r in make("train")]
+    for request in [*learned, *asked("harmful"), *asked("harmless")]:
+        own = _bare(request.text)
+        near = [
+            text for words, text in held_out.items() if len(words & own) > 0.5 * len(words | own)
+        ]
+        assert not near, f"{request.text!r} is near {near}"
+
+
+def test_no_question_learned_from_is_near_one_that_is_judged_on() -> None:
+    judged = [r for make in (harmful, harmless, borderline, everyday) for r in make("held out")]
+    held_out = {_bare(request.text) for request in judged} - {frozenset()}
+    for request in [*asked("harmful"), *asked("harmless")]:
+        own = _bare(request.text)
+        assert all(len(words & own) <= 0.5 * len(words | own) for words in held_out), request.text
 
 
 def _bare(text: str) -> frozenset[str]:

@@ -1,7 +1,8 @@
 """The stage that teaches when to refuse, by the beginnings of answers.
 
-Requests are those of `puna.safety.requests`. Each harmful one is met once before any comes again;
-of benign ones the few questions come again and again. What is held out is only looked at.
+Requests are those of `puna.safety.requests`: acts in frames, and questions as people ask them.
+There are far more of the former, so a run hardly meets one twice. What is held out is only looked
+at.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from puna.core.random import stable_seed, stream
 from puna.model import LoraConfig
 from puna.safety.requests import (
     SafetyRequest,
+    asked,
     borderline,
     drawn,
     everyday,
@@ -44,8 +46,8 @@ class RefusalStage(FromModel):
     benign: int = Field(default=1, ge=1)
     """Benign requests beside each harmful one."""
     questions: float = Field(default=0.25, ge=0, le=1)
-    """Share of them that are questions which only sound harmful, or everyday ones; the others are
-    harmless acts in the frames of the harmful ones."""
+    """Share of both that are questions as people ask them: harmful ones, and such as only sound so
+    or are everyday ones. The others are harmful and harmless acts in the same frames."""
     refusal: RefusalConfig = RefusalConfig()
     """The method's own knobs."""
     lora: LoraConfig = LoraConfig()
@@ -88,21 +90,32 @@ def run_refusal(config: RefusalStage, given: Given, folder: Path) -> dict[str, A
 
 
 def refusal_rows(config: RefusalStage, tokenizer: Tokenizer, seed: int) -> RefusalRows:
-    """Every harmful request to learn from, with benign ones beside it."""
-    bad = harmful("train")
+    """Harmful requests to learn from, with benign ones beside each."""
+    count, share = len(harmful("train")), config.questions
+    bad = _mixed(harmful("train"), asked("harmful"), count, share, seed)
     refusals = [tokenizer.encode(refusal_to(request, seed)) for request in bad]
-    count = len(bad) * config.benign
-    n_questions = round(count * config.questions)
-    questions = [*borderline("train"), *everyday("train")]
-    fine = _cycled(harmless("train"), count - n_questions, seed)
-    fine += _cycled(questions, n_questions, seed)
-    order = stream(seed, "benign").permutation(count)
+    questions = [*borderline("train"), *asked("harmless"), *everyday("train")]
+    fine = _mixed(harmless("train"), questions, count * config.benign, share, seed)
+    order = stream(seed, "benign").permutation(len(fine))
     benign = _prompts(tokenizer, [fine[int(n)] for n in order])
     return RefusalRows(
         _prompts(tokenizer, bad),
         [ids[: config.refusal.tokens] for ids in refusals],
-        [benign[n : n + config.benign] for n in range(0, count, config.benign)],
+        [benign[n : n + config.benign] for n in range(0, len(fine), config.benign)],
     )
+
+
+def _mixed(
+    framed: Sequence[SafetyRequest],
+    questions: Sequence[SafetyRequest],
+    count: int,
+    share: float,
+    seed: int,
+) -> list[SafetyRequest]:
+    """So many requests, this share of them questions, each list in one drawn order, repeated."""
+    n_questions = round(count * share)
+    found = _cycled(framed, count - n_questions, seed)
+    return found + _cycled(questions, n_questions, seed)
 
 
 def _cycled(requests: Sequence[SafetyRequest], count: int, seed: int) -> list[SafetyRequest]:
