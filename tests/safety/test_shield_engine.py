@@ -76,6 +76,85 @@ def test_a_constant_is_no_injection(code: str, insecure: bool) -> None:
     assert (scan(code, "python").verdict == "block") == insecure
 
 
+HOLDERS = [
+    (
+        "python",
+        "def f(v):\n    w = []\n    w.append('a = ?')\n    g('@' + ' AND '.join(w), v)",
+        False,
+    ),
+    (
+        "python",
+        "def f(v):\n    w = []\n    w.append('a = ' + v)\n    g('@' + ' AND '.join(w))",
+        True,
+    ),
+    ("python", "def f(n: int):\n    g(f'@b = {n}')", False),
+    ("python", "def f(n: str):\n    g(f'@b = {n}')", True),
+    ("python", "def f(n):\n    m = ','.join('?' for _ in n)\n    g(f'@b IN ({m})')", False),
+    ("python", "def f(n):\n    m = ','.join(x for x in n)\n    g(f'@b IN ({m})')", True),
+    (
+        "javascript",
+        "function f(n) { const w = []; w.push('a = ?'); q(`@${w.join(' AND ')}`); }",
+        False,
+    ),
+    (
+        "javascript",
+        "function f(n) { const w = []; w.push(`a = ${n}`); q(`@${w.join(' AND ')}`); }",
+        True,
+    ),
+    ("javascript", "function f(n) { q(`@b IN (${n.map(() => '?').join()})`); }", False),
+    ("php", "function f($n) { $w = []; $w[] = 'a = ?'; q('@' . implode(' AND ', $w)); }", False),
+    ("php", "function f($n) { $w = []; $w[] = \"a = $n\"; q('@' . implode(' AND ', $w)); }", True),
+    ("java", 'class A { void f(long n) { q("@b = " + n); } }', False),
+    ("java", 'class A { void f(String n) { q("@b = " + n); } }', True),
+    (
+        "java",
+        'class A { void f(int n) { q("@b IN (" '
+        '+ String.join(",", Collections.nCopies(n, "?")) + ")"); } }',
+        False,
+    ),
+    ("python", "def f(n):\n    c = n if n in COLUMNS else 'id'\n    g('@b = ' + c)", False),
+    ("python", "def f(n):\n    c = n if n else 'id'\n    g('@b = ' + c)", True),
+    (
+        "php",
+        "function f($n) { $c = match ($n) { 1 => 'x', default => 'y' }; q('@b = ' . $c); }",
+        False,
+    ),
+    (
+        "php",
+        "function f($n) { $c = match (1) { 1 => $n, default => 'y' }; q('@b = ' . $c); }",
+        True,
+    ),
+    ("csharp", 'class A { void F(int n) { Q($"@b = {n}"); } }', False),
+    ("csharp", 'class A { void F(string n) { Q($"@b = {n}"); } }', True),
+]
+"""``@`` stands for the beginning of a query."""
+
+
+@pytest.mark.parametrize(("language", "code", "insecure"), HOLDERS)
+def test_what_a_list_holds_and_a_type_says_is_known(
+    language: str, code: str, insecure: bool
+) -> None:
+    found = scan(code.replace("@", "SELECT a FROM t WHERE "), language)
+    assert (bool(found.findings), found.fault) == (insecure, "")
+
+
+def test_what_a_string_builder_was_given_is_known() -> None:
+    code = """class C : Controller { object S(string term) { var b = new StringBuilder();
+        b.Append("<p>").Append(term); return Content(b.ToString(), "text/html"); } }"""
+    assert "csharp-xss" in {found.rule for found in scan(code, "csharp").findings}
+    safe = code.replace("(term)", "(HtmlEncoder.Default.Encode(term))")
+    assert not scan(safe, "csharp").findings
+
+
+def test_a_default_does_not_say_how_the_rest_looks() -> None:
+    code = """def go():
+    target = request.args.get("next")
+    if not target:
+        target = "/home"
+    return redirect(target)"""
+    assert {found.rule for found in scan(code, "python").findings} == {"python-redirect-from-data"}
+
+
 @pytest.mark.parametrize(
     ("language", "code", "line"),
     [

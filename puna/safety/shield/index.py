@@ -14,6 +14,8 @@ from puna.safety.shield.tree import Reader
 
 _MOST_VALUES = 64
 """Values of a name before a place that are looked at."""
+_MOST_FILLS = 16
+"""Values put into a list that are looked at."""
 _NO_VARIABLES = words(
     "keyword_argument pair keyed_element default_parameter typed_default_parameter parameter "
     "element_value_pair jsx_attribute field_initializer initializer_pair optional_parameter "
@@ -21,6 +23,8 @@ _NO_VARIABLES = words(
     "Attribute attribute element"
 )
 """Facts that give a value to something else than a variable."""
+_FILLS = words("append push add Add Append AppendLine AppendFormat extend addAll AddRange")
+"""Methods that put a value into a list or a string builder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Index:
         self._reader = reader
         self._root: Node | None = None
         self._pending: list[Node] = []
+        self._pending_calls: list[Node] = []
+        self._fills: dict[str, dict[int, Definition]] = {}
         self._definitions: dict[str, dict[int, Definition]] = {}
         self._places: dict[str, list[int]] = {}
         """Starts of the definitions of a name, in order, once they were asked for."""
@@ -48,9 +54,12 @@ class Index:
         """End of each function, by its start."""
         self._starts: list[int] | None = None
 
-    def add(self, root: Node, sets: list[Node], functions: list[Node]) -> None:
+    def add(
+        self, root: Node, sets: list[Node], functions: list[Node], calls: list[Node] | None = None
+    ) -> None:
         """Take note of nodes of the newest tree; those seen before may have grown."""
         self._root = root
+        self._pending_calls += calls or []
         self._pending += [node for node in sets if node.type not in _NO_VARIABLES]
         if functions:
             self._functions.update((node.start_byte, node.end_byte) for node in functions)
@@ -65,6 +74,32 @@ class Index:
                 self._definitions.setdefault(name, {})[node.start_byte] = found
                 self._places.pop(name, None)
         self._pending.clear()
+        for node in self._pending_calls:
+            if self._reader.last(node) in _FILLS:
+                self._fill(node)
+        self._pending_calls.clear()
+
+    def _fill(self, node: Node) -> None:
+        """Note what a call puts into a list or a string builder, also in the midst of a chain."""
+        call = self._reader.call(node)
+        if call.receiver is None or not call.positional:
+            return
+        name = self._reader.name(call.receiver).partition("(")[0]
+        while name.rpartition(".")[2] in _FILLS:
+            name = name.rpartition(".")[0]
+        for value in call.positional:
+            found = Definition(node.start_byte, value.start_byte, value.end_byte, True)
+            self._fills.setdefault(name, {})[value.start_byte] = found
+
+    def fills(self, name: str, start: int, end: int) -> list[Definition]:
+        """What was put between two places into the list or string builder of this name."""
+        self.settle()
+        found = [
+            *self._fills.get(name, {}).values(),
+            *self._definitions.get(f"{name}[]", {}).values(),
+        ]
+        inside = [one for one in found if start <= one.value_start and one.value_end <= end]
+        return sorted(inside, key=lambda one: one.value_start)[-_MOST_FILLS:]
 
     def release(self) -> None:
         """Let go of the tree as well, until the next is added."""

@@ -94,7 +94,9 @@ class Scan:
         captures = self._captures(start, end)
         for node in captures.get("import", ()):
             self._reader.aliases.update(aliases_of(self._engine.language, node))
-        self._index.add(self._root, captures.get("set", []), captures.get("function", []))
+        self._index.add(
+            self._root, captures.get("set", []), captures.get("function", []), captures.get("call")
+        )
         yield from self._calls(captures.get("call", ()))
         yield from self._sets(captures.get("set", ()))
         if self._engine.rules.built:

@@ -302,6 +302,8 @@ class Reader:
 
     def _target(self, node: Node) -> str:
         """Name of what gets a value; an entry is named by its key: ``config["debug"]``."""
+        if node.type in {"object_assignment_pattern", "pair_pattern"}:  # { a = 1, b: c } = ...
+            node = children(node)[node.type == "pair_pattern"]
         if node.type in SUBSCRIPTS and len(parts := children(node)) == 2:
             key = parts[1]
             if key.type in STRINGS or key.named_child_count == 1:

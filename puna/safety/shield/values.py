@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from tree_sitter import Node
 
 from puna.safety.shield.grammars import Grammar, words
-from puna.safety.shield.index import Index
+from puna.safety.shield.index import Definition, Index
 from puna.safety.shield.names import Names
-from puna.safety.shield.tree import STRINGS, SUBSCRIPTS, Reader, children, pieces, text_of
+from puna.safety.shield.tree import STRINGS, SUBSCRIPTS, Call, Reader, children, pieces, text_of
 
 _CONSTANTS = words(
     "integer float true false none number number_literal null nullptr decimal_integer_literal "
@@ -35,6 +35,31 @@ _COMPARISONS = frozenset({"==", "!=", "<", ">", "<=", ">=", "===", "!==", "in", 
 _CONSTANT_NAME = re.compile(r"^[A-Z][A-Z0-9_]{2,}$")
 _INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
 _LOOKUPS = words("get getOrDefault fetch getValue getOrElse at dig GetValueOrDefault")
+_COMPREHENSIONS = words("generator_expression list_comprehension set_comprehension")
+_ROUTE = re.compile(r"\w+\.Map(?:Get|Post|Put|Delete|Patch)\(")
+_TYPE_NAME = re.compile(r"^(?:[A-Z]\w{0,30}[a-z]\w{0,30}|string)$")
+_MAPS = words("map flatMap array_map Select SelectMany")
+"""Calls that give each item of a list to a function."""
+_EMPTY_LIST = re.compile(
+    r"\[\s*\]|(?:list|array)\(\s*\)"
+    r"|new\s+(?:\w+\.)*(?:\w*List|\w*Set|Array|ArrayDeque)\s*(?:<[\w\s,?]*>)?\s*\(\s*\)"
+)
+_EMPTY_BUILDER = re.compile(r"new\s+(?:\w+\.)*String(?:Builder|Buffer)\(\s*\d*\s*\)")
+_CHOOSES = re.compile(
+    r"\bin_array\(|\b_?[A-Z]\w*\.(?:includes|has|[cC]ontains)\(|\bin\s+_?[A-Z][A-Z_]{2}"
+    r"|(?i:\bis_?(?:safe|local|allowed)\w*\()"
+)
+"""Conditions that let only known values through."""
+_ARMS = words(
+    "match_conditional_expression match_default_expression switch_expression_arm switch_rule"
+)
+_TYPED = words("python javascript typescript java c_sharp php")
+"""Grammars where a parameter's type may say that it holds no text."""
+_HARMLESS_TYPE = (
+    r"(?:u?int(?:16|32|64)?|[ui]?long|short|byte|Integer|Long|Short|Boolean|Double|Float|bool|boolean|float"
+    r"|double|decimal|number|(?:uuid\.)?UUID|Guid|(?:datetime\.)?(?:date|datetime)|DateTime|DateOnly"
+    r"|DateTimeOffset|DateTimeInterface|LocalDate|LocalDateTime|Instant|Decimal|BigDecimal|BigInteger)"
+)
 _KOTLIN_NAME = re.compile(r"[A-Za-z_]\w*")
 _MAX_DEPTH = 12
 LOOK_BACK = 6000
@@ -143,11 +168,21 @@ class Values:
             return self._variable(node, safe, depth)
         if kind in {"conditional_expression", "ternary_expression", "conditional"}:
             condition = node.child_by_field_name("condition")  # Python's grammar names none
+            if _CHOOSES.search(text_of(condition or inner[1])):
+                return Value(clean=True)
             inner = [p for p in inner if p != condition] if condition else [inner[0], *inner[2:]]
+        if kind in {"match_expression", "switch_expression"} and grammar.package in _TYPED:
+            inner = inner[1:]
+        if kind in _ARMS:
+            inner = inner[-1:]
         if kind in {"cast_expression", "type_cast_expression", "as_expression"}:
             return self._cast(node, safe, depth)
         if kind in {"keyed_element", "pair", "keyword_argument", "value_argument"}:
             inner = inner[-1:]
+        if kind == "interpolation":  # C# names the braces and formats beside the expression
+            inner = [part for part in inner if not part.type.startswith("interpolation_")]
+        if kind in _COMPREHENSIONS and not (each := self.of(inner[0], safe, depth + 1)).dynamic:
+            return each
         return self._all([self.of(part, safe, depth + 1) for part in inner])
 
     @staticmethod
@@ -207,6 +242,8 @@ class Values:
             return Value(tainted=True)
         if (safe is not None and safe.match(name)) or know.clean.match(name):
             return Value(clean=True)
+        if name.rpartition(".")[2] in _MAPS and self._maps_to_harmless(call, safe, depth):
+            return Value(clean=True)
         arguments = [self.of(a, safe, depth + 1) for a in call.positional]
         arguments += [self.of(a, safe, depth + 1) for a in call.keywords.values()]
         if call.receiver is not None:
@@ -223,6 +260,8 @@ class Values:
         ):  # format!("{name}") names variables in its text
             inline = [n for v in arguments for n in _INLINE.findall(v.text or "")]
             arguments += [self._named(n, node, safe, depth + 1) for n in inline]
+        if builds and call.receiver is not None and _TYPE_NAME.match(text_of(call.receiver)):
+            arguments.pop(0)  # a static method of String or Path
         whole = self._all(arguments)
         if builds:
             text = next((v.text for v in arguments if v.text is not None), None)
@@ -238,6 +277,18 @@ class Values:
         if len(arguments) > 1 or call.receiver is None:
             whole.text = arguments[0].text if whole.const else None
         return whole
+
+    def _maps_to_harmless(self, call: Call, safe: Names | None, depth: int) -> bool:
+        """Whether a function given to a call makes each item harmless."""
+        for given in call.positional[:2]:
+            if given.type in self._grammar.lambdas:
+                body = given.child_by_field_name("body")
+                if body is not None and "block" not in body.type and "statement" not in body.type:
+                    return not self.of(body, safe, depth + 1).dynamic
+            name = self._reader.name(given).replace("::", ".")
+            if self._knowledge.clean.match(name) or (safe is not None and safe.match(name)):
+                return True
+        return False
 
     def _cast(self, node: Node, safe: Names | None, depth: int) -> Value:
         kind = node.child_by_field_name("type")
@@ -279,35 +330,82 @@ class Values:
         opening = at if function is None else function.start_byte
         inside = [found for found in before if found.start >= opening]
         is_param = function is not None and _names_parameter(function, name)
-        if not inside and is_param:
-            return Value(param=True)
+        if not inside and is_param and function is not None:
+            harmless = self._grammar.package in _TYPED and _has_harmless_type(function, name)
+            return Value(clean=True) if harmless else Value(param=True)
         known = inside or before
+        if (each := self._item(name, node)) is not None:
+            return self.of(each, safe, depth + 1)
+        if (
+            not known
+            and self._grammar.package == "c_sharp"
+            and (route := self._of_route(name, node))
+        ):
+            harmless = _has_harmless_type(route, name)
+            return Value(clean=True) if harmless else Value(param=True)
         if not known:
             return Value(const=bool(_CONSTANT_NAME.match(name)))
         self._busy.add(node.id)
         try:
             values = [self.of(self._index.value(one), safe, depth + 1) for one in known[-4:]]
+            held = self._held(name, known[-1], at, safe, depth)
         finally:
             self._busy.discard(node.id)
+        if held is not None:
+            return held
         if any(one.is_added for one in known):
             return self._joined(values)
         whole = self._all(values)
-        whole.text = values[-1].text
+        # What it holds else where it is a default does not say how the rest looks.
+        moving = [one for one in values if one.dynamic]
+        whole.text = (moving or values)[-1].text
         return whole
 
-    def _of_lambda(self, name: str, node: Node) -> bool:
-        """Whether it is a parameter of a lambda around that has a name, as other functions have.
-
-        What is handed to a call is left out: ``items.map(x => ...)`` takes nothing from outside.
-        """
-        at, grammar = node.parent, self._grammar
-        while at is not None and at.type not in grammar.functions:
-            if at.type in grammar.lambdas and at.parent is not None:
-                named = at.parent.type in grammar.sets
-                if named and _names_parameter(at, name):
-                    return True
+    @staticmethod
+    def _item(name: str, node: Node) -> Node | None:
+        """What a comprehension around a place takes this name from; it stands after the place."""
+        at = node.parent
+        for _ in range(_MAX_DEPTH):
+            if at is None or at.type.endswith(("block", "_statement", "_definition")):
+                break
+            for clause in at.named_children if at.type in _COMPREHENSIONS else ():
+                left = clause.child_by_field_name("left")
+                if clause.type == "for_in_clause" and left and text_of(left) == name:
+                    return clause.child_by_field_name("right")
             at = at.parent
-        return False
+        return None
+
+    def _held(
+        self, name: str, last: Definition, at: int, safe: Names | None, depth: int
+    ) -> Value | None:
+        """What was put into a list or string builder that began empty; None for other values."""
+        text = self.text[last.value_start : last.value_end][:80].decode("utf-8", "replace")
+        is_list = _EMPTY_LIST.fullmatch(text) is not None
+        if not is_list and not _EMPTY_BUILDER.fullmatch(text):
+            return None
+        fills = self._index.fills(name, last.value_end, at)
+        values = [self.of(self._index.value(one), safe, depth + 1) for one in fills]
+        if not values:
+            return None
+        if not is_list:
+            return self._joined(values)
+        whole = self._all(values)
+        whole.built, whole.text = False, None
+        return whole
+
+    def _of_route(self, name: str, node: Node) -> Node | None:
+        """The function around a place that answers requests and has this parameter, if any.
+
+        Other functions that are handed to a call are left out: ``items.Select(x => ...)``.
+        """
+        at = node.parent
+        while at is not None and at.type not in self._grammar.functions:
+            if at.type in self._grammar.lambdas and _names_parameter(at, name):
+                call = at.parent and at.parent.parent and at.parent.parent.parent
+                is_route = call is not None and _ROUTE.match(text_of(call)[:80])
+                return at if is_route else None
+            at = at.parent
+        return None
 
 
 def _names_parameter(function: Node, name: str) -> bool:
@@ -317,3 +415,18 @@ def _names_parameter(function: Node, name: str) -> bool:
     end = body.start_byte if body else function.end_byte
     head = (function.text or b"")[: end - function.start_byte]
     return re.search(rb"(?<![\w$])" + re.escape(name.encode()) + rb"(?!\w)", head) is not None
+
+
+def _has_harmless_type(function: Node, name: str) -> bool:
+    """Whether a function's head, or its route, says that a parameter is a number or the like."""
+    body = (function.child_by_field_name("definition") or function).child_by_field_name("body")
+    head = (function.text or b"")[
+        : (body.start_byte if body else function.end_byte) - function.start_byte
+    ]
+    own = re.escape(name)
+    typed = (
+        rf"\b{_HARMLESS_TYPE}\??\s+(?:\.\.\.)?{own}(?!\w)"
+        rf"|(?<![\w$]){own}\??\s*:\s*{_HARMLESS_TYPE}\b(?!\s*\[|\s*\|\s*str)"
+        rf"|<(?:int|float|uuid):{own}>"
+    )
+    return re.search(typed, head.decode("utf-8", "replace")) is not None
