@@ -146,8 +146,13 @@ class Values:
         key = (node.id, id(safe))
         known = self._known.get(key)
         if known is None:
-            self._spend()
-            known = self._known[key] = self._judge(node, safe, depth)
+            plain = None if safe is None else self.of(node, None, depth)
+            if plain is not None and not plain.dynamic:
+                known = plain  # harmless calls make nothing worse
+            else:
+                self._spend()
+                known = self._judge(node, safe, depth)
+            self._known[key] = known
         return known
 
     def _judge(self, node: Node, safe: Names | None, depth: int) -> Value:
