@@ -14,8 +14,8 @@ from puna.safety.shield.tree import Reader
 
 _MOST_VALUES = 64
 """Values of a name before a place that are looked at."""
-_MOST_FILLS = 16
-"""Values put into a list that are looked at."""
+MOST_FILLS = 17
+"""Values put into a list that are looked at; so many may not be all."""
 _NO_VARIABLES = words(
     "keyword_argument pair keyed_element default_parameter typed_default_parameter parameter "
     "element_value_pair jsx_attribute field_initializer initializer_pair optional_parameter "
@@ -23,7 +23,10 @@ _NO_VARIABLES = words(
     "Attribute attribute element"
 )
 """Facts that give a value to something else than a variable."""
-_FILLS = words("append push add Add Append AppendLine AppendFormat extend addAll AddRange")
+_FILLS = words(
+    "append push add Add Append AppendLine AppendFormat AppendJoin extend addAll AddRange insert "
+    "Insert unshift addFirst prepend"
+)
 """Methods that put a value into a list or a string builder."""
 
 
@@ -99,7 +102,7 @@ class Index:
             *self._definitions.get(f"{name}[]", {}).values(),
         ]
         inside = [one for one in found if start <= one.value_start and one.value_end <= end]
-        return sorted(inside, key=lambda one: one.value_start)[-_MOST_FILLS:]
+        return sorted(inside, key=lambda one: one.value_start)[-MOST_FILLS:]
 
     def release(self) -> None:
         """Let go of the tree as well, until the next is added."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tree_sitter import Node
 
 from puna.safety.shield.grammars import Grammar, words
-from puna.safety.shield.index import Definition, Index
+from puna.safety.shield.index import MOST_FILLS, Definition, Index
 from puna.safety.shield.names import Names
 from puna.safety.shield.tree import STRINGS, SUBSCRIPTS, Call, Reader, children, pieces, text_of
 
@@ -37,7 +37,8 @@ _INLINE = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)(?::[^{}]*)?\}")
 _LOOKUPS = words("get getOrDefault fetch getValue getOrElse at dig GetValueOrDefault")
 _COMPREHENSIONS = words("generator_expression list_comprehension set_comprehension")
 _ROUTE = re.compile(r"\w+\.Map(?:Get|Post|Put|Delete|Patch)\(")
-_TYPE_NAME = re.compile(r"^(?:[A-Z]\w{0,30}[a-z]\w{0,30}|string)$")
+_STATIC = words("string String Path Paths MessageFormat")
+"""Types whose static methods build strings."""
 _MAPS = words("map flatMap array_map Select SelectMany")
 """Calls that give each item of a list to a function."""
 _EMPTY_LIST = re.compile(
@@ -45,11 +46,18 @@ _EMPTY_LIST = re.compile(
     r"|new\s+(?:\w+\.)*(?:\w*List|\w*Set|Array|ArrayDeque)\s*(?:<[\w\s,?]*>)?\s*\(\s*\)"
 )
 _EMPTY_BUILDER = re.compile(r"new\s+(?:\w+\.)*String(?:Builder|Buffer)\(\s*\d*\s*\)")
+_KNOWN_ONES = r"(?:_?[A-Z][A-Z0-9_]{2,}|(?:\w+(?:\.|->))?\w*(?i:allow|permit|column|field)\w*)"
 _CHOOSES = re.compile(
-    r"\bin_array\(|\b_?[A-Z]\w*\.(?:includes|has|[cC]ontains)\(|\bin\s+_?[A-Z][A-Z_]{2}"
-    r"|(?i:\bis_?(?:safe|local|allowed)\w*\()"
+    rf"\(?\s*(?:(?P<a>[$\w.]+)\s+in\s+{_KNOWN_ONES}"
+    rf"|{_KNOWN_ONES}\.(?:includes|has|contains|Contains|ContainsKey|containsKey)\((?P<b>[$\w.]+)\)"
+    r"|in_array\((?P<c>[$\w]+)\s*,[^()]*\))\s*\)?"
 )
-"""Conditions that let only known values through."""
+"""Conditions that let one name through if it is among known values."""
+_READS = (
+    r"(?:\b(?:if|while|and|not|len\(|count\(|empty\(|[jJ]oin\([^()]*|implode\([^()]*)|!)\s*\(?\s*{0}"
+    r"(?!\s*[.,\[]\s*\w*(?:\(|\]))|{0}\.(?:length|size|Count|join|isEmpty|Any|toString|ToString|Length)\b"
+)
+"""Mentions of a list that only read it."""
 _ARMS = words(
     "match_conditional_expression match_default_expression switch_expression_arm switch_rule"
 )
@@ -148,7 +156,7 @@ class Values:
         if known is None:
             plain = None if safe is None else self.of(node, None, depth)
             if plain is not None and not plain.dynamic:
-                known = plain  # harmless calls make nothing worse
+                known = plain  # further harmless calls make nothing worse
             else:
                 self._spend()
                 known = self._judge(node, safe, depth)
@@ -172,10 +180,7 @@ class Values:
         if not inner or kind == "variable_name":
             return self._variable(node, safe, depth)
         if kind in {"conditional_expression", "ternary_expression", "conditional"}:
-            condition = node.child_by_field_name("condition")  # Python's grammar names none
-            if _CHOOSES.search(text_of(condition or inner[1])):
-                return Value(clean=True)
-            inner = [p for p in inner if p != condition] if condition else [inner[0], *inner[2:]]
+            return self._choice(node, inner, safe, depth)
         if kind in {"match_expression", "switch_expression"} and grammar.package in _TYPED:
             inner = inner[1:]
         if kind in _ARMS:
@@ -189,6 +194,19 @@ class Values:
         if kind in _COMPREHENSIONS and not (each := self.of(inner[0], safe, depth + 1)).dynamic:
             return each
         return self._all([self.of(part, safe, depth + 1) for part in inner])
+
+    def _choice(self, node: Node, inner: list[Node], safe: Names | None, depth: int) -> Value:
+        """One of two values; the first is harmless where the condition let it through."""
+        condition = node.child_by_field_name("condition")  # Python's grammar names none
+        if condition is None:
+            condition, inner = inner[1] if len(inner) > 1 else node, [inner[0], *inner[2:]]
+        else:
+            inner = [part for part in inner if part != condition]
+        values = [self.of(part, safe, depth + 1) for part in inner]
+        chosen = _CHOOSES.fullmatch(text_of(condition))
+        if chosen and text_of(inner[0]) == (chosen["a"] or chosen["b"] or chosen["c"]):
+            values[0] = Value(clean=True)
+        return self._all(values)
 
     @staticmethod
     def _all(parts: Iterable[Value]) -> Value:
@@ -265,8 +283,8 @@ class Values:
         ):  # format!("{name}") names variables in its text
             inline = [n for v in arguments for n in _INLINE.findall(v.text or "")]
             arguments += [self._named(n, node, safe, depth + 1) for n in inline]
-        if builds and call.receiver is not None and _TYPE_NAME.match(text_of(call.receiver)):
-            arguments.pop(0)  # a static method of String or Path
+        if builds and call.receiver is not None and text_of(call.receiver) in _STATIC:
+            arguments.pop(0)
         whole = self._all(arguments)
         if builds:
             text = next((v.text for v in arguments if v.text is not None), None)
@@ -285,7 +303,7 @@ class Values:
 
     def _maps_to_harmless(self, call: Call, safe: Names | None, depth: int) -> bool:
         """Whether a function given to a call makes each item harmless."""
-        for given in call.positional[:2]:
+        for given in call.positional[:1]:
             if given.type in self._grammar.lambdas:
                 body = given.child_by_field_name("body")
                 if body is not None and "block" not in body.type and "statement" not in body.type:
@@ -353,7 +371,7 @@ class Values:
         self._busy.add(node.id)
         try:
             values = [self.of(self._index.value(one), safe, depth + 1) for one in known[-4:]]
-            held = self._held(name, known[-1], at, safe, depth)
+            held = self._held(name, known, at, safe, depth)
         finally:
             self._busy.discard(node.id)
         if held is not None:
@@ -361,9 +379,11 @@ class Values:
         if any(one.is_added for one in known):
             return self._joined(values)
         whole = self._all(values)
-        # What it holds else where it is a default does not say how the rest looks.
-        moving = [one for one in values if one.dynamic]
-        whole.text = (moving or values)[-1].text
+        # A default does not say how what comes from outside looks.
+        outside = [one for one in values if one.tainted or one.param]
+        whole.text = (outside or values)[-1].text
+        if not whole.dynamic and self._of_lambda(name, node):
+            return Value()
         return whole
 
     @staticmethod
@@ -381,9 +401,13 @@ class Values:
         return None
 
     def _held(
-        self, name: str, last: Definition, at: int, safe: Names | None, depth: int
+        self, name: str, known: list[Definition], at: int, safe: Names | None, depth: int
     ) -> Value | None:
-        """What was put into a list or string builder that began empty; None for other values."""
+        """What was put into a list or string builder that began empty; None for other values.
+
+        It is harmless only where nothing else can have been put in.
+        """
+        last = known[-1]
         text = self.text[last.value_start : last.value_end][:80].decode("utf-8", "replace")
         is_list = _EMPTY_LIST.fullmatch(text) is not None
         if not is_list and not _EMPTY_BUILDER.fullmatch(text):
@@ -393,10 +417,28 @@ class Values:
         if not values:
             return None
         if not is_list:
-            return self._joined(values)
-        whole = self._all(values)
-        whole.built, whole.text = False, None
-        return whole
+            whole = self._joined(values)
+        else:
+            whole = self._all(values)
+            whole.built, whole.text = False, None
+        if whole.dynamic:
+            return whole
+        between = self.text[last.value_end : at].decode("utf-8", "replace")
+        named = rf"(?<![\w$.]){re.escape(name)}(?!\w)"
+        mentions = len(re.findall(named, between)) - len(re.findall(_READS.format(named), between))
+        is_complete = len(known) == 1 and len(fills) < MOST_FILLS
+        return whole if is_complete and mentions <= len({one.start for one in fills}) else Value()
+
+    def _of_lambda(self, name: str, node: Node) -> bool:
+        """Whether a function around a place, without a name of its own, has this parameter."""
+        at = node.parent
+        for _ in range(_MAX_DEPTH):
+            if at is None or at.type in self._grammar.functions:
+                return False
+            if at.type in self._grammar.lambdas and _names_parameter(at, name):
+                return True
+            at = at.parent
+        return False
 
     def _of_route(self, name: str, node: Node) -> Node | None:
         """The function around a place that answers requests and has this parameter, if any.
@@ -424,14 +466,19 @@ def _names_parameter(function: Node, name: str) -> bool:
 
 def _has_harmless_type(function: Node, name: str) -> bool:
     """Whether a function's head, or its route, says that a parameter is a number or the like."""
-    body = (function.child_by_field_name("definition") or function).child_by_field_name("body")
-    head = (function.text or b"")[
-        : (body.start_byte if body else function.end_byte) - function.start_byte
-    ]
-    own = re.escape(name)
-    typed = (
-        rf"\b{_HARMLESS_TYPE}\??\s+(?:\.\.\.)?{own}(?!\w)"
-        rf"|(?<![\w$]){own}\??\s*:\s*{_HARMLESS_TYPE}\b(?!\s*\[|\s*\|\s*str)"
-        rf"|<(?:int|float|uuid):{own}>"
+    function = function.child_by_field_name("definition") or function
+    own, above = re.escape(name), function.parent
+    if above is not None and above.type == "decorated_definition":
+        routes = (above.text or b"")[: function.start_byte - above.start_byte]
+        if re.search(rf"<(?:int|float|uuid):{own}>", routes.decode("utf-8", "replace")):
+            return True
+    parameters = function.child_by_field_name("parameters")
+    nothing = r"(?:None|null|undefined)"
+    types = rf"(?:{_HARMLESS_TYPE}|{nothing})(?:\s*\|\s*(?:{_HARMLESS_TYPE}|{nothing}))*"
+    typed = re.compile(
+        rf"(?:(?:\[[^\]]*\]|@\w+(?:\([^()]*\))?|final|readonly|params|private|public)\s*)*"
+        rf"(?:\??{types}\??\s+(?:\.\.\.)?{own}|{own}\??\s*:\s*{types})\s*(?:=.*)?",
+        re.DOTALL,
     )
-    return re.search(typed, head.decode("utf-8", "replace")) is not None
+    inner = children(parameters) if parameters is not None else []
+    return any(typed.fullmatch(text_of(each).strip()) for each in inner)
