@@ -1,7 +1,7 @@
 """The head and its loss in chunks, so logits of shape (tokens, vocabulary) never exist at once.
 
-Chunks of tokens pass through head, softmax and loss one after the other; what is kept is a few
-numbers per token. On CPU the logits of a chunk take `CHUNK_BYTES`, whatever the batch. A GPU needs
+Chunks of tokens pass through head, softmax and loss one after the other; of their logits nothing is
+kept. On CPU the logits of a chunk take `CHUNK_BYTES`, whatever the batch. A GPU needs
 longer products to be busy: there a chunk is a 24th of the tokens, and softmax, loss and gradient
 are one compiled kernel that reads the logits as the product made them.
 """
@@ -138,10 +138,7 @@ class _SummedLoss(torch.autograd.Function):
                 continue
             logprobs, gradient = _with_gradient(seen_nd, cast, labels, shard=shard)
             total -= logprobs.sum()
-            if hidden_grad is not None:
-                hidden_grad[kept_n[part]] = gradient @ cast
-            if weight_grad is not None:
-                _add_weight_grad(weight_grad, gradient, seen_nd)
+            _spread(gradient, cast, seen_nd, kept_n[part], hidden_grad, weight_grad)
             del gradient  # before that of the next chunk is made
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total
@@ -155,11 +152,23 @@ class _SummedLoss(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _add_weight_grad(weight_grad: Tensor, gradient_nv: Tensor, seen_nd: Tensor) -> None:
-    """Add what a chunk's gradient in the logits makes in the weight.
+def _spread(
+    gradient_nv: Tensor,
+    cast_vd: Tensor,
+    seen_nd: Tensor,
+    rows_n: Tensor,
+    hidden_grad: Tensor | None,
+    weight_grad: Tensor | None,
+) -> None:
+    """From the gradient in a chunk's logits to those in its hidden states and in the weight.
 
-    In stripes of the vocabulary, so no second matrix of its size is made.
+    A frozen head has no gradient of its own. That of a trained one is added up in stripes of the
+    vocabulary, so no second matrix of its size is made.
     """
+    if hidden_grad is not None:
+        hidden_grad[rows_n] = gradient_nv @ cast_vd
+    if weight_grad is None:
+        return
     if weight_grad.is_cuda and gradient_nv.dtype == torch.bfloat16:
         # A GPU adds up in fp32 as it multiplies.
         torch.addmm(weight_grad, gradient_nv.T, seen_nd, out_dtype=torch.float32, out=weight_grad)
@@ -180,7 +189,7 @@ def cross_entropy_sum(
         labels_bt: target ids; `IGNORED` where there is none.
 
     Returns:
-        The sum in nats (fp32 scalar, differentiable) and the count.
+        The sum in nats (fp32 scalar, to be differentiated once) and the count.
     """
     hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
     kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
@@ -230,10 +239,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in _chunks(len(kept_n), weight_vd):
             seen_nd = hidden_nd[kept_n[part]]
             _, gradient = _with_gradient(seen_nd, cast, labels_n[part], -grad_n[part], ctx.shard)
-            if hidden_grad is not None:
-                hidden_grad[kept_n[part]] = gradient @ cast
-            if weight_grad is not None:
-                _add_weight_grad(weight_grad, gradient, seen_nd)
+            _spread(gradient, cast, seen_nd, kept_n[part], hidden_grad, weight_grad)
             del gradient
         return hidden_grad, weight_grad, None, None, None
 

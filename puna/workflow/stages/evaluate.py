@@ -66,7 +66,7 @@ def run_evaluate(
 ) -> dict[str, Any]:
     """Judge one model: likelihood, held-out questions, preferences; and let it talk."""
     model, tokenizer = load()
-    if fast_bf16(model.device.type):  # as it was trained, and twice as fast
+    if fast_bf16(model.device.type):  # as most are trained and served
         model.compute_dtype = torch.bfloat16
     questions = evaluation_questions(seed, config.questions_per_kind, drawn.countries, drawn.kinds)
     engine = Engine(model, tokenizer)

@@ -1,8 +1,7 @@
 """The stage that teaches when to refuse, by the beginnings of answers.
 
-Requests are those of `puna.safety.requests`: acts in frames, and questions as people ask them.
-There are far more of the former, so a run hardly meets one twice. What is held out is only looked
-at.
+Requests are those of `puna.safety.requests`: acts in frames, met once at most in a pass, and
+questions as people ask them, each met several times. What is held out is only looked at.
 """
 
 from collections.abc import Sequence
