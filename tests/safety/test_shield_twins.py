@@ -47,9 +47,10 @@ def test_a_pair_is_one_task_done_twice(path: Path) -> None:
         assert all(3 < len(side) <= 30 for side in sides), pair["weakness"]
         assert sides[0] != sides[1]
         shared = sum((Counter(sides[0]) & Counter(sides[1])).values())
-        # What differs is the weakness: of the shorter side something stands in the other, too. Code
-        # of ten lines may change in all but its imports and signature.
-        assert shared >= 0.15 * min(map(len, sides)), pair["weakness"]
+        # What differs is the weakness: of the shorter side much stands in the other, too. In later
+        # sets code of ten lines may change in all but its imports and signature.
+        least = 0.25 if path.parent.name == "twins" else 0.15
+        assert shared >= least * min(map(len, sides)), pair["weakness"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -57,12 +57,10 @@ class Index:
         """End of each function, by its start."""
         self._starts: list[int] | None = None
 
-    def add(
-        self, root: Node, sets: list[Node], functions: list[Node], calls: list[Node] | None = None
-    ) -> None:
+    def add(self, root: Node, sets: list[Node], functions: list[Node], calls: list[Node]) -> None:
         """Take note of nodes of the newest tree; those seen before may have grown."""
         self._root = root
-        self._pending_calls += calls or []
+        self._pending_calls += calls
         self._pending += [node for node in sets if node.type not in _NO_VARIABLES]
         if functions:
             self._functions.update((node.start_byte, node.end_byte) for node in functions)

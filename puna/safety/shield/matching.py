@@ -95,7 +95,10 @@ class Scan:
         for node in captures.get("import", ()):
             self._reader.aliases.update(aliases_of(self._engine.language, node))
         self._index.add(
-            self._root, captures.get("set", []), captures.get("function", []), captures.get("call")
+            self._root,
+            captures.get("set", []),
+            captures.get("function", []),
+            captures.get("call", []),
         )
         yield from self._calls(captures.get("call", ()))
         yield from self._sets(captures.get("set", ()))

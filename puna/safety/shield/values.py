@@ -5,6 +5,7 @@ at what stands before the place of use, so that it says the same of a stream as 
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -45,6 +46,7 @@ _EMPTY_LIST = re.compile(
     r"\[\s*\]|(?:list|array)\(\s*\)"
     r"|new\s+(?:\w+\.)*(?:\w*List|\w*Set|Array|ArrayDeque)\s*(?:<[\w\s,?]*>)?\s*\(\s*\)"
 )
+_LONGEST_EMPTY = 80
 _EMPTY_BUILDER = re.compile(r"new\s+(?:\w+\.)*String(?:Builder|Buffer)\(\s*\d*\s*\)")
 _KNOWN_ONES = r"(?:_?[A-Z][A-Z0-9_]{2,}|(?:\w+(?:\.|->))?\w*(?i:allow|permit|column|field)\w*)"
 _CHOOSES = re.compile(
@@ -352,19 +354,16 @@ class Values:
         before = self._index.before(name, at)
         opening = at if function is None else function.start_byte
         inside = [found for found in before if found.start >= opening]
-        is_param = function is not None and _names_parameter(function, name)
-        if not inside and is_param and function is not None:
-            harmless = self._grammar.package in _TYPED and _has_harmless_type(function, name)
-            return Value(clean=True) if harmless else Value(param=True)
         known = inside or before
-        if (each := self._item(name, node)) is not None:
-            return self.of(each, safe, depth + 1)
-        if (
-            not known
-            and self._grammar.package == "c_sharp"
-            and (route := self._of_route(name, node))
-        ):
-            harmless = _has_harmless_type(route, name)
+        is_param = function is not None and not inside and _names_parameter(function, name)
+        owner = function if is_param else None
+        if owner is None:
+            if (each := self._item(name, node)) is not None:
+                return self.of(each, safe, depth + 1)
+            if not known and self._grammar.package == "c_sharp":
+                owner = self._of_route(name, node)
+        if owner is not None:
+            harmless = self._grammar.package in _TYPED and _has_harmless_type(owner, name)
             return Value(clean=True) if harmless else Value(param=True)
         if not known:
             return Value(const=bool(_CONSTANT_NAME.match(name)))
@@ -382,7 +381,7 @@ class Values:
         # A default does not say how what comes from outside looks.
         outside = [one for one in values if one.tainted or one.param]
         whole.text = (outside or values)[-1].text
-        if not whole.dynamic and self._of_lambda(name, node):
+        if not whole.dynamic and self._lambda(name, node, _MAX_DEPTH) is not None:
             return Value()
         return whole
 
@@ -408,7 +407,10 @@ class Values:
         It is harmless only where nothing else can have been put in.
         """
         last = known[-1]
-        text = self.text[last.value_start : last.value_end][:80].decode("utf-8", "replace")
+        if last.value_end - last.value_start > _LONGEST_EMPTY:
+            return None
+        data = self.text
+        text = data[last.value_start : last.value_end].decode("utf-8", "replace")
         is_list = _EMPTY_LIST.fullmatch(text) is not None
         if not is_list and not _EMPTY_BUILDER.fullmatch(text):
             return None
@@ -423,36 +425,29 @@ class Values:
             whole.built, whole.text = False, None
         if whole.dynamic:
             return whole
-        between = self.text[last.value_end : at].decode("utf-8", "replace")
+        between = data[last.value_end : at].decode("utf-8", "replace")
         named = rf"(?<![\w$.]){re.escape(name)}(?!\w)"
         mentions = len(re.findall(named, between)) - len(re.findall(_READS.format(named), between))
         is_complete = len(known) == 1 and len(fills) < MOST_FILLS
         return whole if is_complete and mentions <= len({one.start for one in fills}) else Value()
 
-    def _of_lambda(self, name: str, node: Node) -> bool:
-        """Whether a function around a place, without a name of its own, has this parameter."""
+    def _lambda(self, name: str, node: Node, levels: int) -> Node | None:
+        """The function around a place, without a name of its own, that has this parameter."""
         at = node.parent
-        for _ in range(_MAX_DEPTH):
-            if at is None or at.type in self._grammar.functions:
-                return False
+        while levels > 0 and at is not None and at.type not in self._grammar.functions:
             if at.type in self._grammar.lambdas and _names_parameter(at, name):
-                return True
-            at = at.parent
-        return False
+                return at
+            at, levels = at.parent, levels - 1
+        return None
 
     def _of_route(self, name: str, node: Node) -> Node | None:
         """The function around a place that answers requests and has this parameter, if any.
 
         Other functions that are handed to a call are left out: ``items.Select(x => ...)``.
         """
-        at = node.parent
-        while at is not None and at.type not in self._grammar.functions:
-            if at.type in self._grammar.lambdas and _names_parameter(at, name):
-                call = at.parent and at.parent.parent and at.parent.parent.parent
-                is_route = call is not None and _ROUTE.match(text_of(call)[:80])
-                return at if is_route else None
-            at = at.parent
-        return None
+        found = self._lambda(name, node, sys.maxsize)
+        call = found and found.parent and found.parent.parent and found.parent.parent.parent
+        return found if call is not None and _ROUTE.match(text_of(call)[:80]) else None
 
 
 def _names_parameter(function: Node, name: str) -> bool:
