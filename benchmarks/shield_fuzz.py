@@ -18,7 +18,7 @@ from puna.safety.shield import Policy, languages, scan, stream
 
 STALL_MS = 50
 BLOCK = Policy(mode="block")
-LONG = 15_000
+LENGTHS = (1_000, 3_000, 15_000)
 """Characters of an endless line; the shield judges up to 16,384."""
 SCANNED_S = 1.0
 """What a scan of a whole text may take here."""
@@ -82,16 +82,19 @@ def _one(kind: str, text: str, language: str, streamed: str | None, report: dict
 
 
 def endless() -> Iterator[tuple[str, str]]:
-    """Lines of `LONG` characters that repeat one thing; of brackets, nested and closed ones too."""
+    """Lines of `LENGTHS` characters that repeat one thing; of brackets, nested and closed too.
+
+    Then a piece at a time, of brackets as deep as is judged: the tree grows line by line.
+    """
     for unit in UNITS:
         part = unit.replace("_", " ")
-        times = LONG // len(part)
-        yield f"{unit} ...", part * times + "\n"
-        if unit in ENDS:
-            yield f"{unit} closed", part * (times // 2) + ENDS[unit] * (times // 2) + "\n"
-            yield f"{unit} closed with )", part * (times // 2) + ")" * (times // 2) + "\n"
-            # A piece at a time, as deep as is judged: the tree grows line by line.
-            yield f"{unit} by lines", (part * 9 + "\n") * 200
+        for length in LENGTHS:
+            times = length // len(part)
+            yield f"{unit} ...", part * times + "\n"
+            if unit in ENDS:
+                yield f"{unit} closed", part * (times // 2) + ENDS[unit] * (times // 2) + "\n"
+                yield f"{unit} closed with )", part * (times // 2) + ")" * (times // 2) + "\n"
+        yield f"{unit} by lines", (part * 9 + "\n") * 200
 
 
 def broken(rng: random.Random, language: str) -> tuple[str, str]:

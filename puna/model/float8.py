@@ -18,11 +18,11 @@ MULTIPLE = 16  # what the hardware asks of every width
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The tensor in 8 bits, and what those are to be multiplied with."""
-    largest = tensor.abs().amax().float().clamp(min=1e-12)
-    scale = torch.finfo(dtype).max / largest
-    return (tensor.float() * scale).to(dtype), scale.reciprocal()
+def _cast(tensor: Tensor, dtype: torch.dtype, unit: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The tensor in 8 bits, and what those are to be multiplied with, unless that is known."""
+    if unit is None:
+        unit = tensor.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
+    return (tensor.float() * unit.reciprocal()).to(dtype), unit
 
 
 def _product(left: Tensor, right: Tensor, scales: tuple[Tensor, Tensor]) -> Tensor:
@@ -45,16 +45,16 @@ class _Float8Linear(torch.autograd.Function):
     def forward(ctx: Any, x_ni: Tensor, weight_oi: Tensor) -> Tensor:
         x8, x_scale = _cast(x_ni, FORWARD)
         weight8, weight_scale = _cast(weight_oi, FORWARD)
-        ctx.save_for_backward(x8, x_scale, weight_oi)
+        ctx.save_for_backward(x8, x_scale, weight_oi, weight_scale)
         return _product(x8, weight8, (x_scale, weight_scale))
 
     @staticmethod
     def backward(ctx: Any, grad_no: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x8, x_scale, weight_oi = ctx.saved_tensors
+        x8, x_scale, weight_oi, weight_scale = ctx.saved_tensors
         grad8, grad_scale = _cast(grad_no, BACKWARD)
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            weight8, weight_scale = _cast(weight_oi, FORWARD)
+            weight8, _ = _cast(weight_oi, FORWARD, weight_scale)
             of_x = _product(grad8, weight8.t().contiguous(), (grad_scale, weight_scale))
         if ctx.needs_input_grad[1]:
             turned = grad8.t().contiguous(), x8.t().contiguous()

@@ -8,7 +8,7 @@ from puna.safety.shield.engine import Engine
 from puna.safety.shield.index import Index
 from puna.safety.shield.lines import LogicalLines
 from puna.safety.shield.matching import Hit, Scan
-from puna.safety.shield.parsing import Deadline, ScanTimeout, check_shape, parse
+from puna.safety.shield.parsing import Deadline, ScanTimeout, check_shape, parse, point
 from puna.safety.shield.tree import Reader
 
 CODE_BYTES = 65_536
@@ -86,7 +86,7 @@ class GrowingCode:
         closers = self._lines.closers.encode()
         text = self._data + closers
         if self._tree is not None:
-            at = _point(old)
+            at = point(old)
             self._tree.edit(
                 start,
                 start + len(self._closers),
@@ -97,7 +97,7 @@ class GrowingCode:
             )
         self._closers = closers
         self._tree = parse(self._parser, text, deadline, self._tree, start)
-        self._n_nodes = check_shape(self._tree, self._n_nodes)
+        self._n_nodes = check_shape(self._tree, deadline, self._n_nodes)
         scan = Scan(self._engine, self._reader, self._tree, text, self._index, deadline)
         hits = scan.hits(start, len(self._data))
         self._index.release()
@@ -107,12 +107,7 @@ class GrowingCode:
         return fresh
 
 
-def _point(data: bytes) -> Point:
-    row = data.count(b"\n")
-    return Point(row, len(data) - (data.rfind(b"\n") + 1))
-
-
 def _after(at: Point, data: bytes) -> Point:
     """The point after ``data`` that begins at a point."""
-    there = _point(data)
+    there = point(data)
     return Point(at.row + there.row, there.column + (0 if there.row else at.column))

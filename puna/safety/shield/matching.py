@@ -20,6 +20,8 @@ _BLOCKS = (
 )  # fmt: skip
 _MOST_MATCHES = 512
 """Matches that a query may have begun and not ended; real code has at most a few hundred."""
+_S_PER_BYTE = 1e-6
+"""What a query takes for each byte of text that is nothing but matches."""
 _MOST_AROUND = 64
 """Nodes around a place that are looked at; each is found from the root."""
 _SHORT = 8
@@ -247,6 +249,8 @@ class Scan:
 
     def _queries(self, start: int, end: int) -> Iterator[tuple[Node, Rule]]:
         assert self._engine.raw is not None
+        if (end - start) * _S_PER_BYTE > self._deadline.left:  # a query cannot be interrupted
+            raise ScanTimeout
         cursor = self._cursor(self._engine.raw, start, end)
         matches = cursor.matches(self._root)
         _check_limit(cursor)

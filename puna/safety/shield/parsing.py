@@ -4,6 +4,10 @@ tree-sitter can be interrupted only where it asks for the text piece by piece. I
 (0.26) never lets go of the pieces that it was given, so they are handed out in the same few
 buffers every time. Text that is read so has no source that nodes could give their text from; so the
 tree is handed on to a second parse of the plain bytes, which takes over all that has no errors.
+
+Where much is open at the end of a text, what the parser does there takes time quadratic in its
+length, and cannot be interrupted at all: so long new text is parsed by doubling parts of it, and
+given up when the next part's end would take too long.
 """
 
 import string
@@ -19,7 +23,12 @@ _PLENTY_S_PER_BYTE = 1e-4
 """With so much time there is no need to interrupt: the slowest text seen takes a tenth of it."""
 _LOOK = 4096
 """Work between two looks at the clock: about as many microseconds at the very worst."""
-
+_FIRST_PART = 512
+"""Bytes of new text that are parsed at once; of more, this much first, then twice as much."""
+_MOST_HALT_S = 0.008
+"""Longest time that the parser may go on without asking whether it should."""
+_GROWTH = 4
+"""How much longer it goes on so in a text of twice the length."""
 
 MOST_DEEP = 600
 """Nodes within one another in code that is judged."""
@@ -28,6 +37,8 @@ MOST_SIGNS = 1500
 MOST_ALIKE = 1000
 """One sign again and again in code that is judged: some grammars look at all of them at each."""
 _RUNS = [sign.encode() * MOST_ALIKE for sign in string.punctuation]
+_S_PER_CHILD = 7e-6
+"""What queries take at worst for each child of an error."""
 _STEP = 64
 _MOST_SAMPLES = 1024
 
@@ -101,30 +112,79 @@ def parse(
         raise ScanTimeout(f"it has one sign {MOST_ALIKE} times in a row")
     if deadline.left > _PLENTY_S_PER_BYTE * len(data):
         return parser.parse(data) if old is None else parser.parse(data, old)
-    read, enough = _reader(data), deadline.part()
-    try:
-        if old is None:
-            tree = parser.parse(read, progress_callback=enough.is_past)
-        else:
-            tree = parser.parse(read, old, progress_callback=enough.is_past)
-    except ValueError:
-        parser.reset()
-        raise ScanTimeout from None
-    tree = parser.parse(data, tree)  # takes about as long as the first time, or much less
+    tree, seconds = _parse_by_parts(parser, data, deadline.part(), old, start)
+    if tree.root_node.has_error and seconds > deadline.left:
+        raise ScanTimeout
+    tree = parser.parse(data, tree)  # takes about as long as before, or much less without errors
     deadline.check()
     return tree
 
 
-def check_shape(tree: Tree, since: int = 0) -> int:
+def _parse_by_parts(
+    parser: Parser, data: bytes, deadline: Deadline, old: Tree | None, start: int
+) -> tuple[Tree, float]:
+    """As `parse`, but nodes cannot give their text; and how many seconds the last part took."""
+    size, tree = _FIRST_PART, None
+    while start + size < len(data):
+        end = start + size
+        part = old.copy() if tree is None and old else tree
+        if part is not None:
+            at, was = (end, len(data)) if tree is None else (start + size // 2,) * 2
+            part.edit(at, was, end, *(point(data[:place]) for place in (at, was, end)))
+        tree, halt = _parse_watched(parser, data[:end], deadline, part)
+        if halt * _GROWTH > _MOST_HALT_S:
+            raise ScanTimeout("too much is open at its end")
+        size *= 2
+    if tree is not None:
+        end = start + size // 2
+        tree.edit(end, end, len(data), point(data[:end]), point(data[:end]), point(data))
+    began = time.thread_time()
+    tree, _ = _parse_watched(parser, data, deadline, tree or old)
+    return tree, time.thread_time() - began
+
+
+def _parse_watched(
+    parser: Parser, data: bytes, deadline: Deadline, old: Tree | None
+) -> tuple[Tree, float]:
+    """The tree, and the longest time in seconds for which the parser could not be interrupted."""
+    last, longest = time.thread_time(), 0.0
+
+    def is_past(*_: object) -> bool:
+        nonlocal last, longest
+        now = time.thread_time()
+        last, longest = now, max(longest, now - last)
+        return deadline.is_past()
+
+    source = _reader(data)
+    try:
+        if old is None:
+            tree = parser.parse(source, progress_callback=is_past)
+        else:
+            tree = parser.parse(source, old, progress_callback=is_past)
+    except ValueError:
+        parser.reset()
+        raise ScanTimeout from None
+    return tree, max(longest, time.thread_time() - last)
+
+
+def point(data: bytes) -> Point:
+    """The row and column, in bytes, after a text."""
+    row = data.count(b"\n")
+    return Point(row, len(data) - (data.rfind(b"\n") + 1))
+
+
+def check_shape(tree: Tree, deadline: Deadline, since: int = 0) -> int:
     """Raise `ScanTimeout` where a tree is so deep or so wide that queries take quadratic time.
 
     A query takes time quadratic in the depth, `MOST_DEEP`, and in the signs that stand side by side
-    without a name or value, `MOST_SIGNS`, which is how a parser leaves what it cannot follow. One
-    node in so many is looked at: from one to the next, in the order of the text, the depth grows by
+    without a name or value, `MOST_SIGNS`, which is how a parser leaves what it cannot follow; it
+    takes long, too, for much side by side in one error, which the deadline has to leave. One node
+    in so many is looked at: from one to the next, in the order of the text, the depth grows by
     one at most.
 
     Args:
         tree: to be searched.
+        deadline: of the queries.
         since: how many nodes it had when it was looked at last; only much more are looked at again.
 
     Returns how many nodes it had when it was looked at.
@@ -138,8 +198,12 @@ def check_shape(tree: Tree, since: int = 0) -> int:
         if cursor.depth > MOST_DEEP:
             raise ScanTimeout("it is nested too deeply")
         around = None if cursor.node is None else cursor.node.parent
-        if around is not None and around.child_count - 2 * around.named_child_count > MOST_SIGNS:
+        if around is None:
+            continue
+        if around.child_count - 2 * around.named_child_count > MOST_SIGNS:
             raise ScanTimeout("it has too many signs without a name or value")
+        if around.is_error and around.child_count * _S_PER_CHILD > deadline.left:
+            raise ScanTimeout("too much of it is no code of its language")
     return count
 
 

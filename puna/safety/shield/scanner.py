@@ -47,7 +47,7 @@ def scan(code: str, language: str, seconds: float = 10.0) -> Result:
     data = opening + code.encode("utf-8", "replace")
     try:
         tree = parse(own.parser(), data, deadline)
-        check_shape(tree)
+        check_shape(tree, deadline)
         hits = Scan(own, Reader(own.grammar), tree, data, deadline=deadline).hits()
     except ScanTimeout as error:
         why = f": {error}" if error.args else ""
