@@ -4,6 +4,7 @@ Work is counted, not timed, but for the test that is marked. The full numbers:
 ``python benchmarks/shield.py --parts fuzz``.
 """
 
+import gc
 import importlib
 import itertools
 import sys
@@ -28,6 +29,7 @@ from puna.safety.shield.parsing import (
     MOST_SIGNS,
     Deadline,
     ScanTimeout,
+    check_shape,
     parse,
 )
 from puna.safety.shield.rules import patterns_of
@@ -142,8 +144,28 @@ def test_the_parser_is_asked_whether_to_go_on(monkeypatch: pytest.MonkeyPatch) -
     parser = engine("c").parser()
     with pytest.raises(ScanTimeout):
         parse(parser, data, Deadline(3.0))
-    assert next(clock) < 10
+    assert next(clock) < 16
     assert parse(parser, data, Deadline(1e9)).root_node.end_byte == len(data)
+
+
+def test_what_the_programs_garbage_takes_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(parsing.time, "thread_time", lambda: clock[0])
+    deadline = Deadline(1.0)
+
+    def tick(phase: str, _: object) -> None:
+        clock[0] += 5.0 * (phase == "start")
+
+    gc.callbacks.append(tick)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(tick)
+    assert clock[0] >= 5.0
+    assert deadline.left == 1.0
+    clock[0] += 1.1
+    with pytest.raises(ScanTimeout):
+        deadline.check()
 
 
 @pytest.mark.parametrize("language", languages())
@@ -156,6 +178,44 @@ def test_a_tree_read_in_pieces_is_that_of_the_whole(
     read, whole = parse(own.parser(), data, Deadline()), own.parser().parse(data)
     assert str(read.root_node) == str(whole.root_node)
     assert read.root_node.text == whole.root_node.text
+
+
+def test_a_text_that_grows_by_much_has_the_tree_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parsing, "_PLENTY_S_PER_BYTE", 1e9)
+    parser = engine("javascript").parser()
+    old, new = b"f(1);\n" * 40, b"g({\n" + b"  a: '\xc3\xa9', b: [2, 3],\n" * 150 + b"});\n"
+    tree = parse(parser, old + b"}", Deadline())
+    at, was, now = (parsing.point(text) for text in (old, old + b"}", old + new))
+    tree.edit(len(old), len(old) + 1, len(old + new), at, was, now)
+    grown = parse(parser, old + new, Deadline(), tree, len(old))
+    assert str(grown.root_node) == str(engine("javascript").parser().parse(old + new).root_node)
+    assert grown.root_node.end_point == now
+
+
+def test_a_text_at_whose_end_the_parser_would_halt_for_long_is_given_up_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes, watched = [], parsing._parse_watched
+
+    def halting(parser: Any, data: bytes, *rest: Any) -> Any:
+        sizes.append(len(data))
+        return watched(parser, data, *rest)[0], 0.001 * (len(data) / 512) ** 2
+
+    monkeypatch.setattr(parsing, "_PLENTY_S_PER_BYTE", 1e9)
+    monkeypatch.setattr(parsing, "_parse_watched", halting)
+    with pytest.raises(ScanTimeout, match="open at its end"):
+        parse(engine("c").parser(), b"=/a" * 3000, Deadline())
+    assert sizes == [512, 1024]
+
+
+def test_how_much_of_an_error_is_judged_depends_on_what_time_is_left() -> None:
+    data = b"a, " * 3000
+    tree = engine("c").parser().parse(data)
+    assert check_shape(tree, Deadline(10.0)) > 3000
+    with pytest.raises(ScanTimeout, match="no code of its language"):
+        check_shape(tree, Deadline(0.01))
 
 
 def test_pieces_of_text_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,12 @@
 """Code that grows: parsed and scanned only where it is new."""
 
-import time
-
 from tree_sitter import Point, Tree
 
 from puna.safety.shield.engine import Engine
 from puna.safety.shield.index import Index
 from puna.safety.shield.lines import LogicalLines
 from puna.safety.shield.matching import Hit, Scan
-from puna.safety.shield.parsing import Deadline, ScanTimeout, check_shape, parse, point
+from puna.safety.shield.parsing import Deadline, ScanTimeout, check_shape, now, parse, point
 from puna.safety.shield.tree import Reader
 
 CODE_BYTES = 65_536
@@ -53,9 +51,9 @@ class GrowingCode:
             self._start_anew()
         self._unit += line
         self._n_lines += line.endswith("\n")
-        began = time.thread_time()
+        began = now()
         is_complete = self._lines.feed(line)
-        self._spent += time.thread_time() - began
+        self._spent += now() - began
         return is_complete
 
     def scan(self) -> list[Hit]:

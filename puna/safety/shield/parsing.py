@@ -10,6 +10,7 @@ length, and cannot be interrupted at all: so long new text is parsed by doubling
 given up when the next part's end would take too long.
 """
 
+import gc
 import string
 import threading
 import time
@@ -47,17 +48,39 @@ class ScanTimeout(Exception):
     """A scan took longer than it may, or would; it may say why."""
 
 
+class _Pauses(threading.local):
+    """What collecting garbage took of a thread: the program's garbage, so no work of a scan."""
+
+    began = total = 0.0
+
+    def note(self, phase: str, _: object) -> None:
+        """Called by the collector at the start and at the end."""
+        if phase == "start":
+            self.began = time.thread_time()
+        else:
+            self.total += time.thread_time() - self.began
+
+
+_PAUSES = _Pauses()
+gc.callbacks.append(_PAUSES.note)
+
+
+def now() -> float:
+    """Seconds that this thread has worked, by a clock of its own."""
+    return time.thread_time() - _PAUSES.total
+
+
 class Deadline:
     """What a scan may take of the processor; the load of the machine does not count."""
 
     def __init__(self, seconds: float = 3600.0) -> None:
-        self._end = time.thread_time() + seconds
+        self._end = now() + seconds
         self._due = _LOOK
 
     @property
     def left(self) -> float:
         """Seconds that are left; below 0 when it is over."""
-        return self._end - time.thread_time()
+        return self._end - now()
 
     def part(self) -> "Deadline":
         """The first half of what is left."""
@@ -65,7 +88,7 @@ class Deadline:
 
     def is_past(self, *_: object) -> bool:
         """Whether it is over; takes what the parser's callback gives."""
-        return time.thread_time() > self._end
+        return now() > self._end
 
     def check(self) -> None:
         """Raise `ScanTimeout` when it is over."""
@@ -138,21 +161,21 @@ def _parse_by_parts(
     if tree is not None:
         end = start + size // 2
         tree.edit(end, end, len(data), point(data[:end]), point(data[:end]), point(data))
-    began = time.thread_time()
+    began = now()
     tree, _ = _parse_watched(parser, data, deadline, tree or old)
-    return tree, time.thread_time() - began
+    return tree, now() - began
 
 
 def _parse_watched(
     parser: Parser, data: bytes, deadline: Deadline, old: Tree | None
 ) -> tuple[Tree, float]:
     """The tree, and the longest time in seconds for which the parser could not be interrupted."""
-    last, longest = time.thread_time(), 0.0
+    last, longest = now(), 0.0
 
     def is_past(*_: object) -> bool:
         nonlocal last, longest
-        now = time.thread_time()
-        last, longest = now, max(longest, now - last)
+        at = now()
+        last, longest = at, max(longest, at - last)
         return deadline.is_past()
 
     source = _reader(data)
@@ -164,7 +187,7 @@ def _parse_watched(
     except ValueError:
         parser.reset()
         raise ScanTimeout from None
-    return tree, max(longest, time.thread_time() - last)
+    return tree, max(longest, now() - last)
 
 
 def point(data: bytes) -> Point:
