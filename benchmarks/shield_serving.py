@@ -2,8 +2,9 @@
 
     python benchmarks/shield_serving.py
 
-Two servers of SmolLM2-135M, one with ``--shield off`` and one with ``--shield warn``, are asked in
-turn for the same programs, so both meet the same weather. Answers hold code blocks, as the
+Three servers of SmolLM2-135M, one with ``--shield warn`` and two with ``--shield off``, are asked in
+turn for the same programs, so all meet the same weather; how far the two that are alike lie apart
+says what the ratio is worth. Answers hold code blocks, as the
 prompts ask for them; the shield has to scan every line. (With ``block`` the server would do less:
 it ends an answer that holds insecure code, so its rate would not compare.) On a machine that does
 other things this ratio says little; so the processor time of the shield for each token of answers
@@ -75,25 +76,25 @@ def load(which: Server, asked: list[list[int]]) -> float:
 
 
 def measure(repeats: int) -> dict[str, Any]:
-    """Medians of both sides and of the ratios within a round."""
+    """Medians of the sides and their ratios; the side of the shield is set against both others."""
     asked = prompts()
-    rates: dict[str, list[float]] = {"off": [], "warn": []}
+    rates: dict[str, list[float]] = {"off": [], "warn": [], "off again": []}
     with ExitStack() as stack:
-        sides = {name: partial(load, _kept(stack, name), asked) for name in rates}
-        print("  both servers are ready", file=sys.stderr)
+        sides = {name: partial(load, _kept(stack, name.split()[0]), asked) for name in rates}
+        print("  the servers are ready", file=sys.stderr)
         for turn in range(repeats + 1):
-            order = list(sides) if turn % 2 else list(reversed(sides))
-            for name in order:
+            first = turn % len(sides)
+            for name in [*sides, *sides][first : first + len(sides)]:
                 rate = sides[name]()
                 if turn:  # the first round warms up
                     rates[name].append(rate)
                     print(f"  {turn}/{repeats} shield {name}: {rate:,.0f}", file=sys.stderr)
-    ratios = [on / off for on, off in zip(rates["warn"], rates["off"], strict=True)]
+    medians = {name: statistics.median(found) for name, found in rates.items()}
     return {
-        "off": statistics.median(rates["off"]),
-        "warn": statistics.median(rates["warn"]),
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        **medians,
+        "rates": rates,
+        "ratio": medians["warn"] / statistics.median(rates["off"] + rates["off again"]),
+        "control": medians["off again"] / medians["off"],
         "us a token": {mode: token_us(mode) for mode in ("warn", "block")},
     }
 
@@ -131,6 +132,7 @@ def main() -> int:
     report: dict[str, Any] = {"machine": describe_machine(), "serving": measure(options.repeats)}
     found = report["serving"]
     share = max(found["us a token"].values()) * 1e-6 * max(found["off"], found["warn"])
+    print(f"two servers without the shield: {found['control']:.3f}")
     claims = [
         Claim("tokens/s with the shield, of those without", found["ratio"], 0.97),
         Claim("share of a second the shield takes", share, 0.03, at_most=True),
