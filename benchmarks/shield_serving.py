@@ -2,13 +2,13 @@
 
     python benchmarks/shield_serving.py
 
-Three servers of SmolLM2-135M, one with ``--shield warn`` and two with ``--shield off``, are asked in
-turn for the same programs, so all meet the same weather; how far the two that are alike lie apart
-says what the ratio is worth. Answers hold code blocks, as the
-prompts ask for them; the shield has to scan every line. (With ``block`` the server would do less:
-it ends an answer that holds insecure code, so its rate would not compare.) On a machine that does
-other things this ratio says little; so the processor time of the shield for each token of answers
-full of code is measured too, and what share of a second it is at the faster server's rate.
+Three servers of SmolLM2-135M, one with ``--shield warn`` and two with ``--shield off``, are asked
+in turn for the same programs, so all meet the same weather; how far the two that are alike lie
+apart says what the ratio is worth. Answers hold code blocks, as the prompts ask for them; the
+shield has to scan every line. (With ``block`` the server would do less: it ends an answer that
+holds insecure code, so its rate would not compare.) On a machine that does other things this ratio
+says little; so the processor time of the shield for each token of answers full of code is measured
+too, and what share of a second it is at the faster server's rate.
 """
 
 import argparse
