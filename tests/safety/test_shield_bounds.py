@@ -206,7 +206,7 @@ def test_a_text_at_whose_end_the_parser_would_halt_for_long_is_given_up_before(
     monkeypatch.setattr(parsing, "_parse_watched", halting)
     with pytest.raises(ScanTimeout, match="open at its end"):
         parse(engine("c").parser(), b"=/a" * 3000, Deadline())
-    assert sizes == [512, 1024]
+    assert sizes == [512, 1024, 1024]
 
 
 def test_how_much_of_an_error_is_judged_depends_on_what_time_is_left() -> None:

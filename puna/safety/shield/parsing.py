@@ -154,8 +154,11 @@ def _parse_by_parts(
         if part is not None:
             at, was = (end, len(data)) if tree is None else (start + size // 2,) * 2
             part.edit(at, was, end, *(point(data[:place]) for place in (at, was, end)))
-        tree, halt = _parse_watched(parser, data[:end], deadline, part)
-        if halt * _GROWTH > _MOST_HALT_S:
+        for _ in range(2):  # a grammar's tables are read in when they are first used
+            tree, halt = _parse_watched(parser, data[:end], deadline, part)
+            if halt * _GROWTH <= _MOST_HALT_S:
+                break
+        else:
             raise ScanTimeout("too much is open at its end")
         size *= 2
     if tree is not None:
