@@ -143,7 +143,7 @@ def test_the_parser_is_asked_whether_to_go_on(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parsing.time, "thread_time", lambda: float(next(clock)))
     with pytest.raises(ScanTimeout):
         parse(parser, data, Deadline(3.0))
-    assert next(clock) < 12
+    assert next(clock) < 10
     assert parse(parser, data, Deadline(1e9)).root_node.end_byte == len(data)
 
 

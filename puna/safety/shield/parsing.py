@@ -86,13 +86,13 @@ class Deadline:
         """The first half of what is left."""
         return Deadline(self.left / 2)
 
-    def is_past(self, *_: object) -> bool:
-        """Whether it is over; takes what the parser's callback gives."""
-        return now() > self._end
+    def is_past(self, at: float) -> bool:
+        """Whether it is over at this time of `now`."""
+        return at > self._end
 
     def check(self) -> None:
         """Raise `ScanTimeout` when it is over."""
-        if self.is_past():
+        if self.is_past(now()):
             raise ScanTimeout
 
     def spend(self, work: int = 64) -> None:
@@ -179,7 +179,7 @@ def _parse_watched(
         nonlocal last, longest
         at = now()
         last, longest = at, max(longest, at - last)
-        return deadline.is_past()
+        return deadline.is_past(at)
 
     source = _reader(data)
     try:
