@@ -9,7 +9,7 @@ from puna.safety.shield.conditions import condition, regex
 from puna.safety.shield.engine import engine
 from puna.safety.shield.imports import aliases_of
 from puna.safety.shield.lines import LogicalLines
-from puna.safety.shield.names import Names
+from puna.safety.shield.names import Names, SeenNames
 from puna.safety.shield.needles import needles
 from puna.safety.shield.tree import Reader
 
@@ -260,7 +260,7 @@ def test_logical_lines(style: str, lines: list[str], complete: list[bool]) -> No
 
 
 def test_needles_are_in_every_match() -> None:
-    assert needles(regex(r"\b(AKIA|ASIA)[0-9A-Z]{16}")) == ("kia", "sia")
+    assert needles(regex(r"\b(AKIA|ASIA)[0-9A-Z]{16}")) == ("akia", "asia")
     assert needles(regex(r"(?i)PassWord\s*=")) == ("password",)
     assert needles(regex(r"a|\d*")) == ()
 
@@ -293,3 +293,50 @@ def test_code_that_takes_too_long_is_not_called_clean(monkeypatch: pytest.Monkey
     for result in (late, broken_off):
         assert result.verdict == "warn"
         assert "too long" in result.fault
+
+
+def test_seen_names_are_those_of_an_expression_and_of_all_within_it() -> None:
+    seen = SeenNames()
+    outer = seen.begin()
+    seen.note("a.escape")
+    inner = seen.begin()
+    seen.note("b.quote")
+    seen.end(2, inner)
+    seen.end(1, outer)
+    assert seen.may_hold(1, Names(["escape", "*.escape"]))
+    assert seen.may_hold(1, Names(["*.quote"]))
+    assert not seen.may_hold(2, Names(["*.escape"]))
+    assert not seen.may_hold(3, Names(["*.quote"]))
+    late = Names(["*.late"])
+    assert not seen.may_hold(1, late)
+    outer = seen.begin()
+    seen.repeat(2)
+    for n in range(1000):  # more names than bits
+        seen.note(f"f{n}")
+    seen.note("c.late")
+    seen.end(4, outer)
+    assert seen.may_hold(4, late)
+    assert seen.may_hold(4, Names(["*.quote"]))
+    assert seen.may_hold(4, Names(["f777"]))
+
+
+@pytest.mark.parametrize("far", range(10, 20))
+def test_a_value_that_was_too_deep_to_judge_is_judged_again_from_nearby(far: int) -> None:
+    given = ["v0 = request.args['q']", *(f"v{n} = v{n - 1}" for n in range(1, far + 1))]
+    near = [f"HTMLResponse(v{n})" for n in range(9)]
+    body = [*given, f"HTMLResponse(v{far})", *near]
+    code = "from flask import request\ndef f():\n" + "".join(f"    {line}\n" for line in body)
+    found = {one.line for one in scan(code, "python").findings}
+    n_lines = code.count("\n")
+    assert found >= set(range(n_lines - len(near) + 1, n_lines + 1))
+
+
+def test_hits_come_in_one_order_the_outer_first() -> None:
+    code = (
+        "async function register(password) {\n"
+        "  return crypto.createHash('md5').update(password).digest('hex');\n}\n"
+    )
+    found = [scan(code, "javascript").findings for _ in range(20)]
+    assert all(one == found[0] for one in found)
+    weak = next(one for one in found[0] if one.rule == "javascript-password-hash")
+    assert code.splitlines()[1][weak.column - 1 : weak.end_column - 1].endswith("(password)")

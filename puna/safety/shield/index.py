@@ -57,10 +57,15 @@ class Index:
         """End of each function, by its start."""
         self._starts: list[int] | None = None
 
-    def add(self, root: Node, sets: list[Node], functions: list[Node], calls: list[Node]) -> None:
-        """Take note of nodes of the newest tree; those seen before may have grown."""
+    def add(
+        self, root: Node, sets: list[Node], functions: list[Node], calls: list[tuple[Node, str]]
+    ) -> None:
+        """Take note of nodes of the newest tree; those seen before may have grown.
+
+        Of calls the last segments of their names are given too.
+        """
         self._root = root
-        self._pending_calls += calls
+        self._pending_calls += [node for node, last in calls if last in _FILLS]
         self._pending += [node for node in sets if node.type not in _NO_VARIABLES]
         if functions:
             self._functions.update((node.start_byte, node.end_byte) for node in functions)
@@ -76,8 +81,7 @@ class Index:
                 self._places.pop(name, None)
         self._pending.clear()
         for node in self._pending_calls:
-            if self._reader.last(node) in _FILLS:
-                self._fill(node)
+            self._fill(node)
         self._pending_calls.clear()
 
     def _fill(self, node: Node) -> None:

@@ -73,7 +73,9 @@ class Scan:
         for node, rule in self._found(start, end):
             self._deadline.spend()
             found[self._hit(node, rule)] = None
-        return _outermost(sorted(found, key=lambda h: (h.line, h.column, h.rule.id)))
+        return _outermost(
+            sorted(found, key=lambda h: (h.line, h.column, h.rule.id, -h.end_line, -h.end_column))
+        )
 
     def _hit(self, node: Node, rule: Rule) -> Hit:
         (line, column), (end_line, end_column) = node.start_point, node.end_point
@@ -96,17 +98,13 @@ class Scan:
         captures = self._captures(start, end)
         for node in captures.get("import", ()):
             self._reader.aliases.update(aliases_of(self._engine.language, node))
-        self._index.add(
-            self._root,
-            captures.get("set", []),
-            captures.get("function", []),
-            captures.get("call", []),
-        )
-        yield from self._calls(captures.get("call", ()))
+        calls = [(node, self._reader.last(node)) for node in captures.get("call", ())]
+        self._index.add(self._root, captures.get("set", []), captures.get("function", []), calls)
+        yield from self._calls(calls)
         yield from self._sets(captures.get("set", ()))
         if self._engine.rules.built:
             yield from self._built(captures.get("built", ()))
-            yield from self._built(self._builders(captures.get("call", ())))
+            yield from self._built(self._builders(calls))
         yield from self._texts(start, end)
         if self._engine.raw_owner:
             yield from self._queries(start, end)
@@ -119,6 +117,8 @@ class Scan:
         captures = cursor.captures(self._root)
         _check_limit(cursor)
         self._deadline.check()
+        for nodes in captures.values():  # they come in no order
+            nodes.sort(key=lambda node: (node.start_byte, -node.end_byte))
         return captures
 
     def _cursor(self, query: Query, start: int, end: int) -> QueryCursor:
@@ -128,36 +128,27 @@ class Scan:
             cursor.set_byte_range(start, end)
         return cursor
 
-    def _calls(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
+    def _calls(self, calls: Iterable[tuple[Node, str]]) -> Iterator[tuple[Node, Rule]]:
         by_last, others = self._engine.rules.calls, self._engine.rules.call_expressions
-        reader = self._reader
-        for node in nodes:
+        for node, last in calls:
             self._deadline.spend()
-            patterns = by_last.get(reader.last(node))
+            patterns = by_last.get(last)
             if not patterns and not others:
                 continue
-            name, call = reader.callee(node), None
-            for pattern in self._fitting(name, patterns or (), others):
-                call = call or reader.call(node, name)
-                if self._call_fits(pattern, call):
+            for pattern in self._fitting(self._values.callee(node), patterns or (), others):
+                if self._call_fits(pattern, self._values.call(node)):
                     yield node, pattern.rule
 
     def _fitting(
-        self, name: str, patterns: Iterable[Pattern], others: list[Pattern]
+        self, name: str, by_name: Iterable[Pattern], others: list[Pattern]
     ) -> list[Pattern]:
         """Those of the patterns that a name fits; names come again and again."""
-        key = (name, id(patterns), id(others))
+        key = (name, id(by_name), id(others))
         found = self._names.get(key)
         if found is None:
-            found = [pattern for pattern in [*patterns, *others] if self._named(pattern, name)]
+            found = [pattern for pattern in [*by_name, *others] if pattern.fits(name)]
             self._names[key] = found
         return found
-
-    @staticmethod
-    def _named(pattern: Pattern, name: str) -> bool:
-        if pattern.names is not None:
-            return pattern.names.match(name)
-        return pattern.expression is not None and pattern.expression.search(name) is not None
 
     def _call_fits(self, pattern: Pattern, call: Call) -> bool:
         for key, test in pattern.args:
@@ -185,13 +176,13 @@ class Scan:
     def _value_fits(self, pattern: Pattern, node: Node) -> bool:
         return pattern.value is None or pattern.value(Place(node, self._values, pattern.safe))
 
-    def _builders(self, nodes: Iterable[Node]) -> Iterator[Node]:
+    def _builders(self, calls: Iterable[tuple[Node, str]]) -> Iterator[Node]:
         """Calls that make a string of their arguments."""
         builders = self._engine.rules.knowledge.builders
         lasts = frozenset(builders.lasts())
-        for node in nodes:
+        for node, last in calls:
             self._deadline.spend()
-            if self._reader.last(node) in lasts and builders.match(self._reader.callee(node)):
+            if last in lasts and builders.match(self._values.callee(node)):
                 yield node
 
     def _built(self, nodes: Iterable[Node]) -> Iterator[tuple[Node, Rule]]:
@@ -205,6 +196,8 @@ class Scan:
                 continue
             parent = node.parent
             if parent is not None and parent.type in kinds:
+                continue
+            if not self._values.of(node).built:
                 continue
             for pattern in self._engine.rules.built:
                 value = self._values.of(node, pattern.safe)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+_BITS = 240
+
 
 class Names:
     """Patterns of dotted names.
@@ -40,3 +42,51 @@ class Names:
         if whole is not None and (name in whole or name.endswith(self._ends.get(last, ()))):
             return True
         return self._below is not None and self._below.search(name) is not None
+
+
+class SeenNames:
+    """The names that the value of each expression depends on, as it is found from the inside out.
+
+    A set of names is a number with a bit for each; beyond `_BITS` names they share bits.
+    """
+
+    def __init__(self) -> None:
+        self._bits: dict[str, int] = {}
+        self._names: list[str] = []
+        self._now = 0
+        """Names that the expression judged now depends on."""
+        self._of: dict[int, int] = {}
+        self._held: dict[Names, tuple[int, int]] = {}
+        """Of the names so far those that a set of names matches, and how many they were."""
+
+    def begin(self) -> int:
+        """An expression is judged from here on; gives what `end` needs."""
+        outer, self._now = self._now, 0
+        return outer
+
+    def end(self, node: int, outer: int) -> None:
+        """The expression of this id is judged; it was part of the one before."""
+        self._of[node] = self._now
+        self._now |= outer
+
+    def repeat(self, node: int) -> None:
+        """An expression judged before is part of this one."""
+        self._now |= self._of[node]
+
+    def note(self, name: str) -> None:
+        """The expression judged now depends on this name."""
+        bit = self._bits.get(name)
+        if bit is None:
+            bit = self._bits[name] = 1 << len(self._names) % _BITS
+            self._names.append(name)
+        self._now |= bit
+
+    def may_hold(self, node: int, names: Names) -> bool:
+        """Whether an expression may depend on one of these names; False is certain."""
+        found, n_known = self._held.get(names, (0, 0))
+        if n_known < len(self._names):
+            for name in self._names[n_known:]:
+                if names.match(name):
+                    found |= self._bits[name]
+            self._held[names] = found, len(self._names)
+        return self._of.get(node, 0) & found != 0

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from re import _parser as sre  # type: ignore[attr-defined]  # there is no public way to ask
 from typing import Any
 
@@ -26,13 +27,20 @@ def _of_sequence(items: Any) -> list[str] | None:
             literal += chr(value)
             continue
         if literal:
-            choices.append([literal])
+            heads = [_head(branch) for branch in value[1]] if operation is sre.BRANCH else [""]
+            choices.append([literal + head for head in heads])
             literal = ""
         if inner := _of_item(operation, value):
             choices.append(inner)
     if literal:
         choices.append([literal])
     return max(choices, key=lambda texts: min(map(len, texts)), default=None)
+
+
+def _head(items: Any) -> str:
+    """The text that a sequence begins with."""
+    fixed = takewhile(lambda item: item[0] is sre.LITERAL, items)
+    return "".join(chr(value) for _, value in fixed)
 
 
 def _of_item(operation: Any, value: Any) -> list[str] | None:

@@ -81,12 +81,28 @@ class Pattern:
     expression: re.Pattern[str] | None = None
     """Of a name, of a built string's skeleton, or of the text."""
     needles: tuple[str, ...] = ()
-    """Of a text rule: without one of these in the text it need not be tried."""
+    """Of the expression: without one of these in the text it need not be tried."""
     reach: int | None = None
     """Characters that a text rule matches at most; None when there is no limit."""
     query: str = ""
     comments: bool = False
     """Whether a text rule looks into comments too."""
+
+    def fits(self, name: str) -> bool:
+        """Whether a rule on a call or an assignment is about this name."""
+        if self.names is not None:
+            return self.names.match(name)
+        if self.expression is None or not _holds_any(name.lower(), self.needles):
+            return False
+        return self.expression.search(name) is not None
+
+
+def _holds_any(text: str, needles: tuple[str, ...]) -> bool:
+    """Whether one of the needles, if there are any, is in a text."""
+    for one in needles:  # faster than `any`
+        if one in text:
+            return True
+    return not needles
 
 
 @dataclass

@@ -109,7 +109,7 @@ class Reader:
 
     def part(self, node: Node, where: str) -> Node | None:
         """A part of a node, as a table of the grammar says where."""
-        if not where.startswith("#"):
+        if where[0] != "#":
             return node.child_by_field_name(where)
         inner = children(node)
         if where == "#var":

@@ -13,7 +13,8 @@ from tree_sitter import Node
 
 from puna.safety.shield.grammars import Grammar, words
 from puna.safety.shield.index import MOST_FILLS, Definition, Index
-from puna.safety.shield.names import Names
+from puna.safety.shield.names import Names, SeenNames
+from puna.safety.shield.parameters import has_harmless_type, names_parameter
 from puna.safety.shield.tree import STRINGS, SUBSCRIPTS, Call, Reader, children, pieces, text_of
 
 _CONSTANTS = words(
@@ -65,11 +66,6 @@ _ARMS = words(
 )
 _TYPED = words("python javascript typescript java c_sharp php")
 """Grammars where a parameter's type may say that it holds no text."""
-_HARMLESS_TYPE = (
-    r"(?:u?int(?:16|32|64)?|[ui]?long|short|byte|Integer|Long|Short|Boolean|Double|Float|bool|boolean|float"
-    r"|double|decimal|number|(?:uuid\.)?UUID|Guid|(?:datetime\.)?(?:date|datetime)|DateTime|DateOnly"
-    r"|DateTimeOffset|DateTimeInterface|LocalDate|LocalDateTime|Instant|Decimal|BigDecimal|BigInteger)"
-)
 _KOTLIN_NAME = re.compile(r"[A-Za-z_]\w*")
 _MAX_DEPTH = 12
 LOOK_BACK = 6000
@@ -100,6 +96,7 @@ class Value:
 
 
 _UNKNOWN = Value()
+_NEVER: tuple[Value | None, int] = (None, 0)
 
 
 @dataclass(frozen=True)
@@ -130,8 +127,13 @@ class Values:
         self._grammar: Grammar = reader.grammar
         self._knowledge = knowledge
         self._spend = spend
+        self._calls: dict[int, Call] = {}
+        self._callees: dict[int, str] = {}
         self._busy: set[int] = set()
-        self._known: dict[tuple[int, int], Value] = {}
+        self._known: dict[tuple[int, int], tuple[Value, int]] = {}
+        self._is_cut = False
+        """Whether something in the value judged now lay too deep to be looked at."""
+        self._seen = SeenNames()
 
     def function(self, at: int) -> Node | None:
         """The innermost named function around a byte, with its decorators."""
@@ -142,6 +144,20 @@ class Values:
         """All that is parsed."""
         return self._root.text or b""
 
+    def call(self, node: Node) -> Call:
+        """A call with its arguments; read once."""
+        found = self._calls.get(node.id)
+        if found is None:
+            found = self._calls[node.id] = self._reader.call(node, self.callee(node))
+        return found
+
+    def callee(self, node: Node) -> str:
+        """The full name of what a call calls; read once."""
+        found = self._callees.get(node.id)
+        if found is None:
+            found = self._callees[node.id] = self._reader.callee(node)
+        return found
+
     def before(self, node: Node) -> str:
         """The text of the function around a node, or of the file, from its start to the node."""
         around = self.function(node.start_byte)
@@ -151,19 +167,44 @@ class Values:
 
     def of(self, node: Node | None, safe: Names | None = None, depth: int = 0) -> Value:
         """What an expression is made of; ``safe`` names calls that are harmless for this rule."""
-        if node is None or depth > _MAX_DEPTH or node.id in self._busy:
+        if node is None or node.id in self._busy:
             return _UNKNOWN
-        key = (node.id, id(safe))
-        known = self._known.get(key)
-        if known is None:
-            plain = None if safe is None else self.of(node, None, depth)
-            if plain is not None and not plain.dynamic:
-                known = plain  # further harmless calls make nothing worse
-            else:
-                self._spend()
-                known = self._judge(node, safe, depth)
-            self._known[key] = known
+        if depth > _MAX_DEPTH:
+            self._is_cut = True
+            return _UNKNOWN
+        known, at = self._known.get((node.id, id(safe)), _NEVER)
+        if known is None or at > depth:
+            known, at = self._found(node, safe, depth)
+        elif safe is None:
+            self._seen.repeat(node.id)
+        self._is_cut |= at > 0
         return known
+
+    def _found(self, node: Node, safe: Names | None, depth: int) -> tuple[Value, int]:
+        """A value, and the depth it was judged at where that matters, as not all was looked at."""
+        outer, self._is_cut = self._is_cut, False
+        if safe is None:
+            self._spend()
+            before = self._seen.begin()
+            value = self._judge(node, None, depth)
+            self._seen.end(node.id, before)
+        else:
+            value = self.of(node, None, depth)
+            # Further harmless calls make nothing worse, and calls of other names nothing new.
+            if value.dynamic and self._seen.may_hold(node.id, safe):
+                self._spend()
+                value = self._judge(node, safe, depth)
+        found = self._known[node.id, id(safe)] = value, depth if self._is_cut else 0
+        self._is_cut = outer
+        return found
+
+    def _is_clean(self, name: str, safe: Names | None) -> bool:
+        """Whether what a call or variable of this name gives is harmless."""
+        if safe is None:
+            self._seen.note(name)
+        elif safe.match(name):
+            return True
+        return self._knowledge.clean.match(name)
 
     def _judge(self, node: Node, safe: Names | None, depth: int) -> Value:
         kind = node.type
@@ -213,14 +254,18 @@ class Values:
     @staticmethod
     def _all(parts: Iterable[Value]) -> Value:
         """A value that holds all of these."""
-        values = list(parts)
+        n_parts, text = 0, None
+        const, known = True, True
+        built = tainted = param = False
+        for part in parts:
+            const = const and part.const
+            known = known and (part.const or part.clean)
+            built = built or part.built
+            tainted = tainted or part.tainted
+            param = param or part.param
+            n_parts, text = n_parts + 1, part.text
         return Value(
-            const=all(v.const for v in values),
-            clean=all(v.const or v.clean for v in values) and not all(v.const for v in values),
-            built=any(v.built for v in values),
-            tainted=any(v.tainted for v in values),
-            param=any(v.param for v in values),
-            text=values[0].text if len(values) == 1 else None,
+            const, known and not const, built, tainted, param, text if n_parts == 1 else None
         )
 
     def _joined(self, parts: list[Value]) -> Value:
@@ -261,11 +306,11 @@ class Values:
         return self._joined(parts)
 
     def _call(self, node: Node, safe: Names | None, depth: int) -> Value:
-        call = self._reader.call(node)
+        call = self.call(node)
         know, name = self._knowledge, call.name
         if know.sources.match(name) or know.sources.match(name + "()"):
             return Value(tainted=True)
-        if (safe is not None and safe.match(name)) or know.clean.match(name):
+        if self._is_clean(name, safe):
             return Value(clean=True)
         if name.rpartition(".")[2] in _MAPS and self._maps_to_harmless(call, safe, depth):
             return Value(clean=True)
@@ -311,7 +356,7 @@ class Values:
                 if body is not None and "block" not in body.type and "statement" not in body.type:
                     return not self.of(body, safe, depth + 1).dynamic
             name = self._reader.name(given).replace("::", ".")
-            if self._knowledge.clean.match(name) or (safe is not None and safe.match(name)):
+            if self._is_clean(name, safe):
                 return True
         return False
 
@@ -329,7 +374,7 @@ class Values:
         name = self._reader.name(node)
         if self._knowledge.sources.match(name):
             return Value(tainted=True)
-        if (safe is not None and safe.match(name)) or self._knowledge.clean.match(name):
+        if self._is_clean(name, safe):
             return Value(clean=True)
         last = name.rpartition(".")[2]
         if _CONSTANT_NAME.match(last):
@@ -355,7 +400,7 @@ class Values:
         opening = at if function is None else function.start_byte
         inside = [found for found in before if found.start >= opening]
         known = inside or before
-        is_param = function is not None and not inside and _names_parameter(function, name)
+        is_param = function is not None and not inside and names_parameter(function, name)
         owner = function if is_param else None
         if owner is None:
             if (each := self._item(name, node)) is not None:
@@ -363,7 +408,7 @@ class Values:
             if not known and self._grammar.package == "c_sharp":
                 owner = self._of_route(name, node)
         if owner is not None:
-            harmless = self._grammar.package in _TYPED and _has_harmless_type(owner, name)
+            harmless = self._grammar.package in _TYPED and has_harmless_type(owner, name)
             return Value(clean=True) if harmless else Value(param=True)
         if not known:
             return Value(const=bool(_CONSTANT_NAME.match(name)))
@@ -435,7 +480,7 @@ class Values:
         """The function around a place, without a name of its own, that has this parameter."""
         at = node.parent
         while levels > 0 and at is not None and at.type not in self._grammar.functions:
-            if at.type in self._grammar.lambdas and _names_parameter(at, name):
+            if at.type in self._grammar.lambdas and names_parameter(at, name):
                 return at
             at, levels = at.parent, levels - 1
         return None
@@ -448,32 +493,3 @@ class Values:
         found = self._lambda(name, node, sys.maxsize)
         call = found and found.parent and found.parent.parent and found.parent.parent.parent
         return found if call is not None and _ROUTE.match(text_of(call)[:80]) else None
-
-
-def _names_parameter(function: Node, name: str) -> bool:
-    """Whether a function's head names this parameter."""
-    function = function.child_by_field_name("definition") or function
-    body = function.child_by_field_name("body")
-    end = body.start_byte if body else function.end_byte
-    head = (function.text or b"")[: end - function.start_byte]
-    return re.search(rb"(?<![\w$])" + re.escape(name.encode()) + rb"(?!\w)", head) is not None
-
-
-def _has_harmless_type(function: Node, name: str) -> bool:
-    """Whether a function's head, or its route, says that a parameter is a number or the like."""
-    function = function.child_by_field_name("definition") or function
-    own, above = re.escape(name), function.parent
-    if above is not None and above.type == "decorated_definition":
-        routes = (above.text or b"")[: function.start_byte - above.start_byte]
-        if re.search(rf"<(?:int|float|uuid):{own}>", routes.decode("utf-8", "replace")):
-            return True
-    parameters = function.child_by_field_name("parameters")
-    nothing = r"(?:None|null|undefined)"
-    types = rf"(?:{_HARMLESS_TYPE}|{nothing})(?:\s*\|\s*(?:{_HARMLESS_TYPE}|{nothing}))*"
-    typed = re.compile(
-        rf"(?:(?:\[[^\]]*\]|@\w+(?:\([^()]*\))?|final|readonly|params|private|public)\s*)*"
-        rf"(?:\??{types}\??\s+(?:\.\.\.)?{own}|{own}\??\s*:\s*{types})\s*(?:=.*)?",
-        re.DOTALL,
-    )
-    inner = children(parameters) if parameters is not None else []
-    return any(typed.fullmatch(text_of(each).strip()) for each in inner)
