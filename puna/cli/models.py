@@ -24,6 +24,7 @@ from puna.cli.options import (
     Stop,
     System,
     Temperature,
+    TensorParallel,
     TopK,
     TopP,
     Weights,
@@ -65,6 +66,7 @@ def chat(
     compiled: Compile = False,
     cache_weights: CacheWeights = "auto",
     prefix_cache: PrefixCache = True,
+    tensor_parallel: TensorParallel = 1,
     shield: ShieldMode = "warn",
     guard: GuardNames = None,
     policy: PolicyFile = None,
@@ -96,6 +98,7 @@ def chat(
             compiled=compiled,
             cache_weights=cache_weights,
             prefix_cache=prefix_cache,
+            tensor_parallel=tensor_parallel,
             max_rows=1,
         )
         watching = run(guard_of(guard, policy))
@@ -157,6 +160,7 @@ def generate(
     compiled: Compile = False,
     cache_weights: CacheWeights = "auto",
     prefix_cache: PrefixCache = True,
+    tensor_parallel: TensorParallel = 1,
 ) -> None:
     """Write on from a prompt, or from every line of a file with --batch."""
     from puna.cli import generate as command
@@ -188,6 +192,7 @@ def generate(
         compiled=compiled,
         cache_weights=cache_weights,
         prefix_cache=prefix_cache,
+        tensor_parallel=tensor_parallel,
         max_rows=rows if text is None else n,
         max_queue_tokens=2**40,  # the caller bounds what waits
     )

@@ -109,6 +109,17 @@ CacheWeights = Annotated[
         rich_help_panel=_ENGINE,
     ),
 ]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel",
+        metavar="N",
+        min=1,
+        max=64,
+        help="Processes that share each product of the model, started here; on GPUs one each.",
+        rich_help_panel=_ENGINE,
+    ),
+]
 PrefixCache = Annotated[
     bool,
     typer.Option(

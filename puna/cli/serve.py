@@ -19,6 +19,7 @@ from puna.cli.options import (
     PrefixCache,
     ShieldMode,
     Speculation,
+    TensorParallel,
     Weights,
     guard_of,
     open_engine,
@@ -97,6 +98,7 @@ def serve(
     draft: Draft = None,
     cache_weights: CacheWeights = "auto",
     prefix_cache: PrefixCache = True,
+    tensor_parallel: TensorParallel = 1,
     rows: Annotated[
         int, typer.Option(min=1, help="Most requests decoded together.", rich_help_panel=_LIMITS)
     ] = 64,
@@ -193,6 +195,7 @@ def serve(
             compiled=compiled,
             cache_weights=cache_weights,
             prefix_cache=prefix_cache,
+            tensor_parallel=tensor_parallel,
             max_rows=rows,
             cache_tokens=cache_tokens,
             max_queue=queue,

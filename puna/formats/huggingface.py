@@ -106,6 +106,10 @@ class FolderWeights:
         tensor: Tensor = self._file_of[name].get_tensor(name)
         return tensor
 
+    def slices(self, name: str) -> Any:
+        """The tensor, of which what is asked for by ``[...]`` is read."""
+        return self._file_of[name].get_slice(name)
+
     def _map(self, path: Path, names: list[str] | None) -> None:
         try:
             file = safe_open(path, framework="pt")

@@ -40,3 +40,6 @@ class EngineConfig(Config):
     """On CPU, keep dense weights a second time in the layout that matrix products prefer: several
     rows decode up to twice as fast. Weights changed in place are then not seen. None is no, and
     for an engine that loads its model itself yes where memory is ample."""
+    tensor_parallel: int = Field(default=1, ge=1, le=64)
+    """Processes that share each product of the model; on GPUs one each. More than one is for
+    engines that load their model themselves."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -25,6 +26,9 @@ from puna.inference.speculation import Drafter, DraftModel, LookUp
 from puna.inference.weights import Weights, compute_dtype
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from puna.inference.part import Shared
 
 LOGITS_ROWS = 256  # prompt log-probabilities are computed for this many positions at a time
 
@@ -54,6 +58,7 @@ class Engine:
         config: settings.
         draft: a smaller model with the same vocabulary that proposes tokens, with
             ``config.speculation`` set; without it they come from the row's own text.
+        shared: the processes that have the rest of ``model``, where this one has a part.
 
     Raises `UsageError` for weights that cannot run here or a draft with other tokens.
     """
@@ -65,6 +70,7 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         draft: Llama | None = None,
+        shared: "Shared | None" = None,
     ) -> None:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
@@ -73,15 +79,20 @@ class Engine:
         n_pages = _n_pages(self.config, model, weights) + 1
         int8_cache = torch.int8 if self.config.cache_weights == "int8" else None
         sizes = (n_pages, self.config.page_size)
-        self._runner = Runner(
-            model,
-            weights,
-            *sizes,
-            cache_dtype=int8_cache,
-            compiled=self.config.compile,
-            # a single text starts sooner; its prompt is read a little slower
-            several=self.config.max_rows > 1 or self.config.speculation > 0,
-            packed_copy=bool(self.config.packed_copy),
+        self._shared = shared
+        self._runner = (
+            Runner(
+                model,
+                weights,
+                *sizes,
+                cache_dtype=int8_cache,
+                compiled=self.config.compile,
+                # a single text starts sooner; its prompt is read a little slower
+                several=self.config.max_rows > 1 or self.config.speculation > 0,
+                packed_copy=bool(self.config.packed_copy),
+            )
+            if shared is None
+            else shared.runner(model, weights, *sizes, int8_cache=int8_cache is not None)
         )
         if weights == "w8a8":
             self._runner.adapters.turn(model)
@@ -145,6 +156,7 @@ class Engine:
     def load_weights(self, model: Llama) -> None:
         """Take over other weights of the same shape; what is cached of the old ones is dropped."""
         assert self.idle, "weights change between generations"
+        self._check_whole("its weights are changed")
         self._runner.load(model)
         if self.weights == "w8a8":
             self._runner.adapters.turn(model)
@@ -160,6 +172,7 @@ class Engine:
 
         Raises `UsageError` for a name that is taken and an adapter that does not fit the model.
         """
+        self._check_whole("an adapter is loaded")
         self._runner.adapters.load(name, folder)
 
     def unload_adapter(self, name: str) -> None:
@@ -173,6 +186,20 @@ class Engine:
             raise UsageError(f"{still} the adapter '{name}': wait for the end")
         self._runner.adapters.unload(name)
         self._queue.pool.forget()  # another one may come by the same name
+
+    def close(self) -> None:
+        """End the other processes of the model, if there are any."""
+        if self._shared is not None:
+            self._shared.team.close()
+
+    def _check_whole(self, when: str) -> None:
+        if self._shared is not None:
+            raise UsageError(f"the model has to be in one process when {when}: no tensor_parallel")
+
+    @property
+    def lost(self) -> str:
+        """Why nothing can be generated any more, as another process of the model has ended."""
+        return "" if self._shared is None else self._shared.team.lost
 
     def step(self) -> list[tuple[int, Delta]]:
         """One turn: a chunk of prompts, then a token of every running text.
@@ -433,6 +460,8 @@ def load_engine(
     device = default_device()
     bf16 = config.weights == "bf16" or (config.weights == "auto" and fast_bf16(device.type))
     dtype = torch.bfloat16 if bf16 else torch.float32  # integers come from unrounded weights
+    if config.tensor_parallel > 1:
+        return _shared_engine(name, config, dtype, device, draft)
     model, tokenizer = load_model(name, dtype=dtype, device=device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -443,3 +472,20 @@ def load_engine(
             config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)
+
+
+def _shared_engine(
+    name: str,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    draft: str | None,
+) -> Engine:
+    """As `load_engine`, the model spread over processes that are started here."""
+    from puna.inference.part import lead
+
+    weights = _weights(config, dtype)
+    config = config.model_copy(update={"compile": False, "packed_copy": False})
+    model, tokenizer, shared = lead(name, config.tensor_parallel, weights, dtype, device)
+    small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
+    return Engine(model, tokenizer, config, draft=small, shared=shared)

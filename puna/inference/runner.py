@@ -28,6 +28,7 @@ class Runner:
         compiled: whether decoding is compiled, and on a GPU replayed as graphs.
         several: whether to compile for several rows or positions at once too, which takes longer.
         packed_copy: see `puna.inference.weights.Dense`.
+        head: see `ready_for_inference`.
     """
 
     def __init__(
@@ -41,16 +42,18 @@ class Runner:
         compiled: bool = False,
         several: bool = True,
         packed_copy: bool = False,
+        head: Tensor | None = None,
     ) -> None:
         self.weights = weights
-        self._dtype = compute_dtype(weights)
+        self.dtype = compute_dtype(weights)
+        self._head = head
         on_cpu = model.device.type == "cpu"
         self._compiled = compiled and on_cpu
         self._graphed = compiled and model.device.type == "cuda"
         self._several = several
         self._packed_copy = packed_copy and on_cpu
         self.adapters = Adapters()
-        dtype = cache_dtype or self._dtype
+        dtype = cache_dtype or self.dtype
         self.store = PagedStore(
             model.config,
             n_pages,
@@ -64,7 +67,9 @@ class Runner:
 
     def load(self, model: Llama) -> None:
         """Take over the weights of ``model``."""
-        twin, head = ready_for_inference(model, self.weights, packed_copy=self._packed_copy)
+        twin, head = ready_for_inference(
+            model, self.weights, packed_copy=self._packed_copy, head=self._head
+        )
         if self._packed_copy:  # memory is ample, and no weights are shared with training
             move_to_huge_pages([twin, head])
         self.model, self.head = twin, head
@@ -99,7 +104,7 @@ class Runner:
         counts = [len(row) for row in tokens]
         if self._graphs is not None and max(counts) == 1 and not self.adapters.in_use:
             return self._graphs([row[0] for row in tokens], pages, starts)
-        positions, cache = self.store.batch(pages, starts, counts, self._dtype)
+        positions, cache = self.store.batch(pages, starts, counts, self.dtype)
         if counts == [1] and self._one_row is not None and not self.adapters.in_use:
             x = self.model.model.embed_tokens.weight[tokens[0][0]].view(1, 1, -1)
             x = self._one_row(x, *self.model.rope(positions), cache.layers)

@@ -188,7 +188,7 @@ class JoinedFeedForward(FeedForward):
 
 
 def ready_for_inference(
-    model: Llama, weights: Weights, *, packed_copy: bool
+    model: Llama, weights: Weights, *, packed_copy: bool, head: Tensor | None = None
 ) -> tuple[Llama, nn.Module]:
     """A twin of ``model`` with weights in the format asked, and its head.
 
@@ -197,6 +197,7 @@ def ready_for_inference(
 
     Args:
         packed_copy: whether dense weights are kept a second time, see `Dense`.
+        head: weights (rows, dim) to make the head of in place of the model's own.
 
     The twin of w8a8 is `rotated`: its hidden states are in another basis.
 
@@ -243,11 +244,11 @@ def ready_for_inference(
             block.mlp.down_proj = Dense(down, packed_copy=packed_copy)
         else:
             block.mlp.down_proj = layer(f"{mlp}.down_proj")
-    head_weight = (twin if dense else model).head_weight().detach()
+    rows = (twin if dense else model).head_weight().detach() if head is None else head
     # a head of 4 bits would decide tokens too roughly
-    head = _layer(head_weight, "int8" if weights == "int4" else weights, packed_copy=packed_copy)
+    made = _layer(rows, "int8" if weights == "int4" else weights, packed_copy=packed_copy)
     twin.lm_head = None
-    return twin, head
+    return twin, made
 
 
 def _check_w8a8(model: Llama) -> None:

@@ -127,8 +127,8 @@ class AsyncEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether it can generate."""
+        return self._thread.is_alive() and not self.engine.lost
 
     async def submit(self, request: Request) -> Answer:
         """Let a request in; its deltas, the last with ``finish`` set.
@@ -186,6 +186,7 @@ class AsyncEngine:
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
+        self.engine.close()
         for command in self._commands:
             command.refuse()
         for mailbox in self._mailboxes.values():
