@@ -36,6 +36,10 @@ class RefusalConfig(Config):
     """Weight of a refusal's tokens after the first, on average; the first has 1."""
     benign_weight: float = Field(default=1.0, gt=0)
     """Weight of the divergence after benign requests, on average: more declines less of both."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How much of the change is kept in the end. A model between the untouched and the tuned one
+    declines less of both, and fewer harmless requests for as much harm than one that was tuned
+    less (Wortsman et al. 2022, arXiv 2109.01903; docs/safety-tuning.md)."""
 
 
 @dataclass(frozen=True)

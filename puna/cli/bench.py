@@ -29,7 +29,7 @@ def measure(start: Start, name: str, *, compiled: bool, runs: int, as_json: bool
 def _facts(engine: Engine, name: str, speed: Speed, runs: int) -> dict[str, Any]:
     setup = {
         "model": name,
-        "parameters": engine.model.config.n_params(),
+        "parameters": engine.n_params,
         "weights": engine.weights,
         "compiled": engine.config.compile,
         "speculation": engine.config.speculation,

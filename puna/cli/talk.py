@@ -141,7 +141,7 @@ class _Terminal:
         self.saved: set[Path] = set()
 
     def run(self) -> None:
-        n_params = self.conversation.engine.model.config.n_params()
+        n_params = self.conversation.engine.n_params
         self._note(f"[bold]{escape(self.name)}[/], {n_params:,} parameters. [dim]/help, /quit[/]")
         if self.interactive:
             with contextlib.suppress(ImportError):

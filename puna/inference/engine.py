@@ -128,8 +128,13 @@ class Engine:
         return self._runner.weights
 
     @property
+    def n_params(self) -> int:
+        """Parameters of the whole model."""
+        return self.model.config.n_params() if self._shared is None else self._shared.n_params
+
+    @property
     def weight_bytes(self) -> int:
-        """Weights that a pass with one token reads."""
+        """Weights that a pass with one token reads in this process."""
         return self._runner.weight_bytes
 
     @property
@@ -444,7 +449,7 @@ def _n_pages(config: EngineConfig, model: Llama, weights: Weights) -> int:
         if model.device.type == "cuda":
             free = torch.cuda.mem_get_info(model.device)[0]
         else:
-            free = psutil.virtual_memory().available
+            free = psutil.virtual_memory().available // config.tensor_parallel
         tokens = min(free // 4 // each, config.max_rows * model.config.context)
     return max(1, -(-tokens // config.page_size))
 

@@ -116,6 +116,8 @@ class Shared:
     team: Team
     head: Tensor
     """Its rows of the head."""
+    n_params: int
+    """Of the whole model."""
 
     def runner(
         self, model: Llama, weights: Weights, n_pages: int, page_size: int, *, int8_cache: bool
@@ -143,9 +145,9 @@ class _Summed(nn.Module):
 
 def load_part(
     name: str, place: int, size: int, *, dtype: torch.dtype, device: torch.device
-) -> tuple[Llama, Tensor, Tokenizer]:
+) -> tuple[Llama, Tensor, Tokenizer, int]:
     """What process ``place`` of ``size`` holds of the model called ``name``: its part, its rows of
-    the head, filled up to equal numbers, and the tokenizer.
+    the head, filled up to equal numbers, the tokenizer, and the parameters of the whole.
 
     Of a folder nothing else is read. Raises `UsageError` as `puna.formats.load_model`, and where
     the model cannot be cut so.
@@ -177,7 +179,7 @@ def load_part(
     head_key = _EMBEDDING if config.tie_embeddings else _HEAD
     head = torch.zeros(rows, config.dim, dtype=dtype, device=device)
     head[: last - first] = read(head_key, 0, first, last).to(device=device, dtype=dtype)
-    return model, head, tokenizer
+    return model, head, tokenizer, config.n_params()
 
 
 def check_cut(config: LlamaConfig, size: int) -> None:
@@ -224,12 +226,12 @@ def lead(
     given = {"name": name, "dtype": str(dtype).removeprefix("torch.")}
     team = Team.start(size, "puna.inference.part", [json.dumps(given)])
     try:
-        model, head, tokenizer = load_part(name, 0, size, dtype=dtype, device=device)
+        model, head, tokenizer, n_params = load_part(name, 0, size, dtype=dtype, device=device)
         team.until_all("loaded")
     except BaseException:
         team.close()
         raise
-    return model, tokenizer, Shared(team, head)
+    return model, tokenizer, Shared(team, head, n_params)
 
 
 def follow(place: int, size: int, port: int, given: dict[str, Any]) -> None:
@@ -238,7 +240,7 @@ def follow(place: int, size: int, port: int, given: dict[str, Any]) -> None:
     device, dtype = default_device(), getattr(torch, given["dtype"])
     if device.type == "cpu":
         keep_freed_memory()
-    model, head, _ = load_part(given["name"], place, size, dtype=dtype, device=device)
+    model, head, *_ = load_part(given["name"], place, size, dtype=dtype, device=device)
     team.report("loaded")
     order = team.hear()
     if order is None:

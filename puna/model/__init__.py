@@ -10,7 +10,7 @@ from puna.model.config import (
     published_size,
 )
 from puna.model.llama import Llama
-from puna.model.lora import LoraConfig, adapter_disabled, add_lora
+from puna.model.lora import LoraConfig, adapter_disabled, add_lora, weaken
 from puna.model.loss import IGNORED, cross_entropy_sum, token_logprobs
 from puna.model.merge import MergeReport, merge, merged_copy
 
@@ -34,4 +34,5 @@ __all__ = [
     "merged_copy",
     "published_size",
     "token_logprobs",
+    "weaken",
 ]

@@ -200,6 +200,18 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def weaken(model: nn.Module, strength: float) -> None:
+    """Keep this share of what every adapter changes, in place.
+
+    Raises `UsageError` for DoRA, whose change is more than a sum.
+    """
+    for _, layer in lora_layers(model):
+        if layer.magnitude is not None:
+            raise UsageError("an adapter with dora has no strength: leave out one of the two")
+        layer.lora_B.mul_(strength)
+
+
 def freeze_base(model: Llama, base: Literal["kept", "bf16", "nf4"]) -> None:
     """Hold the model's weights as `LoraConfig.base` says, one product after the other."""
     if base == "nf4":

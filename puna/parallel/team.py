@@ -22,7 +22,6 @@ from puna.core.errors import PunaError, UsageError
 
 _HOST = "127.0.0.1"
 _FOREVER = timedelta(days=3650)  # members wait for the next order, however long that takes
-_START_S = 600.0
 _LOOK_S = 0.2
 _END_S = 10.0
 _LOOPBACK = dict.fromkeys(
@@ -46,6 +45,7 @@ class Team:
         self._members: list[subprocess.Popen[bytes]] = []
         self._over = threading.Event()
         self._lost = ""
+        self._threads = torch.get_num_threads()
 
     @property
     def lost(self) -> str:
@@ -70,7 +70,10 @@ class Team:
             )
         store = dist.TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False)
         team = cls(0, size, store)
-        environment = {**_LOOPBACK, **os.environ, "OMP_NUM_THREADS": str(_share_cores(size))}
+        share = max(1, team._threads // size)
+        if not torch.cuda.is_available():
+            torch.set_num_threads(share)
+        environment = {**_LOOPBACK, **os.environ, "OMP_NUM_THREADS": str(share)}
         for place in range(1, size):
             command = [sys.executable, "-m", module, str(place), str(size), str(store.port)]
             member = subprocess.Popen(
@@ -119,12 +122,9 @@ class Team:
     def until_all(self, step: str) -> None:
         """Wait until every member reports this step; raises `PunaError` when one has ended."""
         wanted = [f"{step}/{place}" for place in range(1, self.size)]
-        for _ in range(int(_START_S / _LOOK_S)):
-            if self._store.check(wanted):
-                return
+        while not self._store.check(wanted):
             self._check_members()
             self._over.wait(_LOOK_S)
-        raise PunaError(f"the other processes of the model were not ready within {_START_S:.0f} s")
 
     def _check_members(self) -> None:
         for place, member in enumerate(self._members, start=1):
@@ -160,8 +160,10 @@ class Team:
         try:
             self._tell(json.dumps(order).encode())
             yield
-        except Exception as error:
+        except BaseException as error:
             self._lose(f"the processes of the model have lost each other ({error}): start again")
+            if not isinstance(error, Exception):  # Ctrl-C in the midst of it
+                raise
             raise PunaError(self._lost) from error
 
     def _tell(self, message: bytes) -> None:
@@ -216,14 +218,7 @@ class Team:
                 member.wait()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _share_cores(size: int) -> int:
-    """Let this process compute with its share of the cores where there is no GPU; how many."""
-    share = max(1, torch.get_num_threads() // size)
-    if not torch.cuda.is_available():
-        torch.set_num_threads(share)
-    return share
+        torch.set_num_threads(self._threads)
 
 
 @contextmanager

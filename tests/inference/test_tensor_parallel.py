@@ -86,6 +86,7 @@ def test_two_processes_write_what_one_writes(
     alone = _engine(folders[tied])
     shared = _engine(folders[tied], tensor_parallel=2, speculation=speculation)
     assert shared.weight_bytes < 0.75 * alone.weight_bytes
+    assert shared.n_params == alone.n_params
     for _ in range(2):  # the second time from the prefix cache
         for one, two in zip(_texts(alone), _texts(shared), strict=True):
             assert [token for token, _ in one] == [token for token, _ in two]
@@ -152,7 +153,7 @@ def test_parts_are_all_of_a_model(folders: Folders, tied: bool) -> None:
     whole = load_engine(str(folder), EngineConfig(weights="fp32", cache_tokens=64)).model
     state = whole.state_dict()
     for name, tensor in state.items():
-        held = [model.state_dict().get(name) for model, _, _ in parts]
+        held = [model.state_dict().get(name) for model, *_ in parts]
         if held[0] is None:
             continue
         cut = [n for n, size in enumerate(tensor.shape) if held[0].shape[n] != size]
@@ -160,7 +161,7 @@ def test_parts_are_all_of_a_model(folders: Folders, tied: bool) -> None:
             assert torch.equal(torch.cat([one for one in held if one is not None], cut[0]), tensor)
         else:
             assert all(one is not None and torch.equal(one, tensor) for one in held)
-    rows = torch.cat([head for _, head, _ in parts])
+    rows = torch.cat([head for _, head, *_ in parts])
     assert len(rows) == 324
     assert not rows[323:].any()
 

@@ -16,6 +16,7 @@ from puna.model.lora import (
     add_lora,
     dense_weight,
     lora_layers,
+    weaken,
 )
 from puna.model.merge import merge, merged_copy
 from puna.model.nf4 import NF4Linear
@@ -316,3 +317,27 @@ def test_a_second_adapter_and_a_merge_without_one_are_refused(tiny: Build) -> No
     add_lora(model, config())
     with pytest.raises(UsageError, match="has an adapter already"):
         add_lora(model, config())
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "qlora"])
+def test_a_weakened_adapter_keeps_its_share_of_the_change(tiny: Build, kind: str) -> None:
+    model = tiny()
+    add_lora(model, config(**KINDS[kind]))
+    stir(model)
+    with adapter_disabled(model):
+        plain = {name: dense_weight(layer.base).clone() for name, layer in lora_layers(model)}
+    whole = dict(merged_copy(model).named_parameters())
+    weaken(model, 0.25)
+    part = dict(merged_copy(model).named_parameters())
+    assert len(plain) > 0
+    for name, before in plain.items():
+        change = whole[f"{name}.weight"] - before
+        assert change.abs().max() > 0.01
+        torch.testing.assert_close(part[f"{name}.weight"], before + 0.25 * change)
+
+
+def test_an_adapter_of_dora_is_not_weakened(tiny: Build) -> None:
+    model = tiny()
+    add_lora(model, config(dora=True))
+    with pytest.raises(UsageError, match="dora has no strength"):
+        weaken(model, 0.5)

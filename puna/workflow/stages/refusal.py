@@ -6,13 +6,13 @@ questions as people ask them, each met several times. What is held out is only l
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from puna.alignment import RefusalConfig, RefusalObjective, RefusalRows, prompt_ids, refusing
 from puna.core.random import stable_seed, stream
-from puna.model import LoraConfig
+from puna.model import LoraConfig, weaken
 from puna.safety.requests import (
     SafetyRequest,
     asked,
@@ -54,6 +54,12 @@ class RefusalStage(FromModel):
     loop: LoopConfig
     """The training loop; a row is a harmful request with its benign ones."""
 
+    @model_validator(mode="after")
+    def _strength_fits(self) -> Self:
+        if self.refusal.strength < 1 and self.lora.dora:
+            raise ValueError("refusal.strength below 1 needs lora.dora: false")
+        return self
+
     @property
     def row_length(self) -> int:
         """About the tokens of a row, for what counts on them: rows are as long as they come."""
@@ -80,12 +86,16 @@ def run_refusal(config: RefusalStage, given: Given, folder: Path) -> dict[str, A
         said = ", ".join(f"{facts[f'declined_{name}_{when}']:.0%} of {name}" for name in held_out)
         given.events.emit("note", text=f"held-out requests declined {when}: {said}")
 
+    def trained() -> None:
+        weaken(model, config.refusal.strength)
+        look("after")
+
     look("before")
-    trained = train_and_save(
+    figures = train_and_save(
         model, tokenizer, RefusalObjective(config.refusal), source, config.loop, config.row_length,
-        given.events, folder, base=given.base, trained=lambda: look("after"),
+        given.events, folder, base=given.base, trained=trained,
     )  # fmt: skip
-    return trained | facts
+    return figures | facts
 
 
 def refusal_rows(config: RefusalStage, tokenizer: Tokenizer, seed: int) -> RefusalRows:
