@@ -4,6 +4,7 @@ The checks cost as much as a tenth of a layer's time; so what may vary is marked
 must be as it was at the first call.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ _OPTIONS: dict[str, Any] = {
     "size_asserts": False,
     "alignment_asserts": False,
     "cpp.min_chunk_size": 2048,  # a smaller loop is done before two threads have met
+    # what the processor says of itself is believed: to try it out takes a third of a first start
+    "cpp.vec_isa_ok": os.environ.get("TORCHINDUCTOR_VEC_ISA_OK", "1") == "1",
 }
 
 
