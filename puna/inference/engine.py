@@ -492,5 +492,9 @@ def _shared_engine(
     weights = _weights(config, dtype)
     config = config.model_copy(update={"compile": False, "packed_copy": False})
     model, tokenizer, shared = lead(name, config.tensor_parallel, weights, dtype, device)
-    small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
-    return Engine(model, tokenizer, config, draft=small, shared=shared)
+    try:
+        small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
+        return Engine(model, tokenizer, config, draft=small, shared=shared)
+    except BaseException:
+        shared.team.close()
+        raise

@@ -22,7 +22,7 @@ from puna.formats.huggingface import FolderWeights
 from puna.formats.resolve import model_folder
 from puna.formats.weights import build_model, check_tensors, check_vocabulary
 from puna.inference.runner import Runner
-from puna.inference.weights import Weights
+from puna.inference.weights import Weights, check_int4
 from puna.model import Llama, LlamaConfig
 from puna.parallel.build import whole_weights
 from puna.parallel.team import Team
@@ -227,7 +227,10 @@ def lead(
     team = Team.start(size, "puna.inference.part", [json.dumps(given)])
     try:
         model, head, tokenizer, n_params = load_part(name, 0, size, dtype=dtype, device=device)
+        if weights == "int4":
+            check_int4(model.config, device)
         team.until_all("loaded")
+        team.listens()
     except BaseException:
         team.close()
         raise

@@ -204,7 +204,7 @@ def ready_for_inference(
     Raises `UsageError` for int4 and w8a8 where their kernels cannot run.
     """
     if weights == "int4":
-        _check_int4(model)
+        check_int4(model.config, model.device)
     if weights == "w8a8":
         _check_w8a8(model)
         model = rotated(model)
@@ -256,9 +256,9 @@ def _check_w8a8(model: Llama) -> None:
         raise UsageError("w8a8 weights run on CPU only: use bf16 or int8 on this device")
 
 
-def _check_int4(model: Llama) -> None:
-    config = model.config
-    if model.device.type != "cpu":
+def check_int4(config: LlamaConfig, device: torch.device) -> None:
+    """Raise `UsageError` where the kernels of int4 cannot run."""
+    if device.type != "cpu":
         raise UsageError("int4 weights run on CPU only: use bf16 or int8 on this device")
     inputs = {config.dim, config.ffn_dim, config.n_heads * config.head_dim}
     outputs = inputs | {config.n_kv_heads * config.head_dim}

@@ -200,7 +200,6 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def weaken(model: nn.Module, strength: float) -> None:
     """Keep this share of what every adapter changes, in place.
 
@@ -212,6 +211,7 @@ def weaken(model: nn.Module, strength: float) -> None:
         layer.lora_B.mul_(strength)
 
 
+@torch.no_grad()
 def freeze_base(model: Llama, base: Literal["kept", "bf16", "nf4"]) -> None:
     """Hold the model's weights as `LoraConfig.base` says, one product after the other."""
     if base == "nf4":

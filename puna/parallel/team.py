@@ -7,9 +7,11 @@ tensors on GPUs over NCCL, on loopback only. A process is in one team at most.
 import atexit
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +24,7 @@ from puna.core.errors import PunaError, UsageError
 
 _HOST = "127.0.0.1"
 _FOREVER = timedelta(days=3650)  # members wait for the next order, however long that takes
+_MEETING = timedelta(minutes=5)
 _LOOK_S = 0.2
 _END_S = 10.0
 _LOOPBACK = dict.fromkeys(
@@ -39,12 +42,14 @@ class Team:
         store: where they meet.
     """
 
-    def __init__(self, place: int, size: int, store: dist.Store) -> None:
+    def __init__(self, place: int, size: int, store: dist.TCPStore) -> None:
         self.place, self.size = place, size
         self._store = store
         self._members: list[subprocess.Popen[bytes]] = []
         self._over = threading.Event()
         self._lost = ""
+        self._listens = False
+        self._group: dist.ProcessGroup | None = None
         self._threads = torch.get_num_threads()
 
     @property
@@ -68,36 +73,42 @@ class Team:
                 f"{size} processes need {size} GPUs, there are {torch.cuda.device_count()}: ask "
                 "for fewer"
             )
-        store = dist.TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False)
-        team = cls(0, size, store)
-        share = max(1, team._threads // size)
-        if not torch.cuda.is_available():
-            torch.set_num_threads(share)
-        environment = {**_LOOPBACK, **os.environ, "OMP_NUM_THREADS": str(share)}
-        for place in range(1, size):
-            command = [sys.executable, "-m", module, str(place), str(size), str(store.port)]
-            member = subprocess.Popen(
-                [*command, *arguments],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the leader, who ends them
-            )
-            team._members.append(member)
+        team = cls(0, size, _store(size))
         try:
+            team._start_members(module, arguments)
             team.until_all("here")
             team._meet()
         except BaseException:
             team.close()
             raise
         atexit.register(team.close)
+        threading.Thread(target=team._watch, name="puna-team", daemon=True).start()
         return team
+
+    def _start_members(self, module: str, arguments: Sequence[str]) -> None:
+        share = max(1, self._threads // self.size)
+        if not torch.cuda.is_available():
+            torch.set_num_threads(share)
+        environment = {**_LOOPBACK, **os.environ, "OMP_NUM_THREADS": str(share)}
+        # -P: a folder that happens to be the current one is no place to import from
+        program = [sys.executable, "-P", "-m", module]
+        for place in range(1, self.size):
+            member = subprocess.Popen(
+                [*program, str(place), str(self.size), str(self._store.port), *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the leader, who ends them
+            )
+            self._members.append(member)
 
     @classmethod
     def join(cls, place: int, size: int, port: int) -> "Team":
         """Come to the leader that started this process."""
-        store = dist.TCPStore(_HOST, port, size, is_master=False)
-        team = cls(place, size, store)
+        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        team = cls(place, size, dist.TCPStore(_HOST, port, size, is_master=False))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(place)
         team.report("here")
         team._meet()
         return team
@@ -110,10 +121,13 @@ class Team:
         with _loopback():
             dist.init_process_group(
                 backend, store=dist.PrefixStore("team", self._store), rank=self.place,
-                world_size=self.size, timeout=_FOREVER,
+                world_size=self.size, timeout=_MEETING,
             )  # fmt: skip
-        if self._members:
-            threading.Thread(target=self._watch, name="puna-team", daemon=True).start()
+            self._group = dist.new_group(timeout=_FOREVER)
+
+    def listens(self) -> None:
+        """All members wait for orders from here on."""
+        self._listens = True
 
     def report(self, step: str) -> None:
         """A member has come as far as this step."""
@@ -147,6 +161,8 @@ class Team:
         self._lost = self._lost or why
         if torch.cuda.is_available() and dist.is_initialized():  # NCCL would wait for ever
             dist.distributed_c10d._get_default_group().abort()
+            if self._group is not None:
+                self._group.abort()
 
     @contextmanager
     def order(self, *order: object) -> Iterator[None]:
@@ -167,16 +183,18 @@ class Team:
             raise PunaError(self._lost) from error
 
     def _tell(self, message: bytes) -> None:
-        dist.broadcast(torch.tensor([len(message)]), 0)
-        dist.broadcast(torch.frombuffer(bytearray(message), dtype=torch.uint8), 0)
+        dist.broadcast(torch.tensor([len(message)]), 0, group=self._group)
+        dist.broadcast(
+            torch.frombuffer(bytearray(message), dtype=torch.uint8), 0, group=self._group
+        )
 
     def hear(self) -> Order | None:
         """A member's next order; None when there is none any more."""
         try:
             length = torch.zeros(1, dtype=torch.int64)
-            dist.broadcast(length, 0)
+            dist.broadcast(length, 0, group=self._group)
             message = torch.zeros(int(length), dtype=torch.uint8)
-            dist.broadcast(message, 0)
+            dist.broadcast(message, 0, group=self._group)
         except RuntimeError:  # the leader has ended
             return None
         order: Order | None = json.loads(bytes(message.tolist()))
@@ -184,18 +202,18 @@ class Team:
 
     def sum(self, part: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place."""
-        dist.all_reduce(part)
+        dist.all_reduce(part, group=self._group)
         return part
 
     def share(self, tensor: Tensor) -> Tensor:
         """The leader's tensor, in place."""
-        dist.broadcast(tensor, 0)
+        dist.broadcast(tensor, 0, group=self._group)
         return tensor
 
     def joined(self, part_nv: Tensor) -> Tensor:
         """Each process's columns side by side, in the order of their places."""
         parts = [torch.empty_like(part_nv) for _ in range(self.size)]
-        dist.all_gather(parts, part_nv.contiguous())
+        dist.all_gather(parts, part_nv.contiguous(), group=self._group)
         return torch.cat(parts, 1)
 
     def close(self) -> None:
@@ -203,13 +221,10 @@ class Team:
         if self._over.is_set():
             return
         self._over.set()
-        if dist.is_initialized() and not self._lost:
-            try:
-                self._tell(b"null")
-            except RuntimeError:
-                self._lost = "a member has ended"
+        atexit.unregister(self.close)
+        told = self._listens and not self._lost and self._tell_the_end()
         for member in self._members:
-            if self._lost or not dist.is_initialized():
+            if not told:
                 member.terminate()
             try:
                 member.wait(_END_S)
@@ -218,7 +233,32 @@ class Team:
                 member.wait()
         if dist.is_initialized():
             dist.destroy_process_group()
+        self._group = None
         torch.set_num_threads(self._threads)
+
+    def _tell_the_end(self) -> bool:
+        try:
+            self._tell(b"null")
+        except RuntimeError:  # a member has ended
+            return False
+        return True
+
+
+def _store(size: int) -> dist.TCPStore:
+    """Where the processes meet; by itself torch's store listens on every interface."""
+    listening = socket.create_server((_HOST, 0))
+    port = listening.getsockname()[1]
+    return dist.TCPStore(
+        _HOST, port, size, is_master=True, wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )  # fmt: skip
+
+
+def _end_with(leader: int) -> None:
+    """End this process when its leader has ended: a GPU may wait for what never comes."""
+    while os.getppid() == leader:
+        time.sleep(1)
+    os._exit(1)
 
 
 @contextmanager

@@ -161,3 +161,11 @@ def test_a_model_that_is_spread_is_refused_in_one_line(tmp_path: Path) -> None:
     given = Given("smollm2", 0, exercises(recipe.kinds), EventLog(), {})
     with pytest.raises(UsageError, match=r"leave out loop\.layout"):
         run_refusal(recipe.stages.refusal, given, tmp_path)
+
+
+def test_a_strength_is_for_adapters_that_are_a_sum() -> None:
+    loop = {"steps": 1, "batch_rows": 1, "learning_rate": 1e-3}
+    given = {"refusal": {"strength": 0.5}, "lora": {"dora": True}, "loop": loop}
+    with pytest.raises(UsageError, match=r"needs lora\.dora: false"):
+        RefusalStage.parse(given, where="test")
+    RefusalStage.parse(given | {"refusal": {}}, where="test")

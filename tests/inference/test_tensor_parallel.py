@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from puna.core.errors import PunaError, UsageError
-from puna.formats import save_model
+from puna.formats import load_model, save_model
 from puna.inference import Engine, EngineConfig, Request, Sampling, load_engine
 from puna.inference.part import check_cut, load_part
 from puna.model import Llama, LlamaConfig
@@ -150,20 +150,55 @@ def test_w8a8_runs_in_one_process(folder: Path) -> None:
 def test_parts_are_all_of_a_model(folders: Folders, tied: bool) -> None:
     folder, cpu = folders[tied], torch.device("cpu")
     parts = [load_part(str(folder), n, 2, dtype=torch.float32, device=cpu) for n in range(2)]
-    whole = load_engine(str(folder), EngineConfig(weights="fp32", cache_tokens=64)).model
-    state = whole.state_dict()
-    for name, tensor in state.items():
-        held = [model.state_dict().get(name) for model, *_ in parts]
-        if held[0] is None:
+    whole = load_model(str(folder))[0]
+    own = [model.state_dict() for model, *_ in parts]
+    for name, tensor in whole.state_dict().items():
+        if name == "lm_head.weight":
             continue
+        held = [state[name] for state in own]
         cut = [n for n, size in enumerate(tensor.shape) if held[0].shape[n] != size]
-        if cut:
-            assert torch.equal(torch.cat([one for one in held if one is not None], cut[0]), tensor)
-        else:
-            assert all(one is not None and torch.equal(one, tensor) for one in held)
+        assert bool(cut) == ("_proj" in name)
+        joined = torch.cat(held, cut[0]) if cut else held[0]
+        assert torch.equal(joined, tensor)
+        assert cut or torch.equal(held[1], tensor)
     rows = torch.cat([head for _, head, *_ in parts])
     assert len(rows) == 324
+    assert torch.equal(rows[:323], whole.head_weight())
     assert not rows[323:].any()
+
+
+def test_processes_listen_on_loopback_only_and_not_any_more_at_the_end(folder: Path) -> None:
+    def listening() -> set[str]:
+        every = [psutil.Process(), *psutil.Process().children()]
+        found = [one for each in every for one in each.net_connections() if one.status == "LISTEN"]
+        return {one.laddr.ip for one in found}
+
+    before = listening()
+    engine = _engine(folder, tensor_parallel=2)
+    assert listening() - before <= {"127.0.0.1"}
+    assert listening()
+    engine.close()
+    assert not psutil.Process().children()
+    assert not torch.distributed.is_initialized()
+
+
+def test_what_fails_after_the_start_leaves_nothing_behind(folder: Path) -> None:
+    config = EngineConfig(cache_tokens=64, tensor_parallel=2)
+    with pytest.raises(UsageError, match="no model"):
+        load_engine(str(folder), config, draft=str(folder / "none"))
+    assert not psutil.Process().children()
+    with pytest.raises(UsageError, match="int4 weights need widths"):
+        _engine(folder, weights="int4", tensor_parallel=2)
+    assert not psutil.Process().children()
+
+
+def test_members_import_nothing_from_the_current_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    engine = _engine(folder, tensor_parallel=2)
+    engine.close()
 
 
 def test_a_model_that_is_missing_is_told_before_anything_starts(tmp_path: Path) -> None:

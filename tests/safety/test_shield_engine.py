@@ -340,3 +340,18 @@ def test_hits_come_in_one_order_the_outer_first() -> None:
     assert all(one == found[0] for one in found)
     weak = next(one for one in found[0] if one.rule == "javascript-password-hash")
     assert code.splitlines()[1][weak.column - 1 : weak.end_column - 1].endswith("(password)")
+
+
+def test_a_remainder_may_be_a_string_once_a_call_is_known_to_be_harmless() -> None:
+    code = (
+        "from flask import request\nimport bleach\n\ndef g(q):\n    fmt = bleach.clean(q)\n"
+        "    if not q:\n        fmt = '<b>hello %s</b> <p>'\n"
+        "    return fmt % request.args['name']\n"
+    )
+    found = scan(code, "python").findings
+    assert [(one.rule, one.line) for one in found] == [("python-html-from-data", 8)]
+
+
+@pytest.mark.parametrize("name", ["password", "PASSWORD", "pa\u017f\u017fword", "prıvate_key"])
+def test_a_name_is_found_in_whatever_letters_an_expression_takes_it(name: str) -> None:
+    assert scan(f'{name} = "hunter2horse9k1"', "python").findings

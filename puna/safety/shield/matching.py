@@ -9,7 +9,7 @@ from puna.safety.shield.conditions import Place
 from puna.safety.shield.engine import Engine
 from puna.safety.shield.imports import aliases_of
 from puna.safety.shield.index import Index
-from puna.safety.shield.needles import finditer
+from puna.safety.shield.needles import finditer, lower
 from puna.safety.shield.parsing import Deadline, ScanTimeout
 from puna.safety.shield.rules import Pattern, Rule
 from puna.safety.shield.tree import STRINGS, Call, Reader, is_comment, text_of
@@ -197,7 +197,8 @@ class Scan:
             parent = node.parent
             if parent is not None and parent.type in kinds:
                 continue
-            if not self._values.of(node).built:
+            plain = self._values.of(node)
+            if not (plain.built or plain.dynamic):  # no further harmless call makes it so
                 continue
             for pattern in self._engine.rules.built:
                 value = self._values.of(node, pattern.safe)
@@ -216,7 +217,7 @@ class Scan:
         if not own.texts and not own.strings:
             return
         text = self._data[start:end].decode("utf-8", "replace")
-        lowered = text.lower()
+        lowered = lower(text)
         for pattern in [*own.texts, *own.strings]:
             assert pattern.expression is not None
             for found in finditer(

@@ -82,7 +82,7 @@ class SeenNames:
         self._now |= bit
 
     def may_hold(self, node: int, names: Names) -> bool:
-        """Whether an expression may depend on one of these names; False is certain."""
+        """Whether what was found of an expression may depend on one of these names."""
         found, n_known = self._held.get(names, (0, 0))
         if n_known < len(self._names):
             for name in self._names[n_known:]:

@@ -9,6 +9,7 @@ from typing import Any
 _REPEATS = frozenset({sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT})
 _LONGEST = 512
 _MARGIN = 64
+_ALIKE = {0x17F: "s", 0x131: "i"}  # letters that an expression takes for these, and `lower` keeps
 """Characters behind a match that it may look at."""
 
 
@@ -80,6 +81,11 @@ def _inner(operation: Any, value: Any) -> Any:
     return None
 
 
+def lower(text: str) -> str:
+    """A text in which a needle is found wherever its expression may match."""
+    return text.lower() if text.isascii() else text.lower().translate(_ALIKE)
+
+
 def finditer(
     expression: re.Pattern[str], texts: tuple[str, ...], width: int | None, text: str, lowered: str
 ) -> Iterator[re.Match[str]]:
@@ -90,7 +96,7 @@ def finditer(
         texts: its `needles`.
         width: its `reach`.
         text: where it is looked for.
-        lowered: the same in lower case.
+        lowered: `lower` of it.
     """
     places = list(_places(texts, lowered)) if texts else [0]
     if not places:

@@ -15,7 +15,7 @@ from puna.core.errors import UsageError
 from puna.safety.shield.conditions import Test, condition, regex
 from puna.safety.shield.grammars import GRAMMARS
 from puna.safety.shield.names import Names
-from puna.safety.shield.needles import needles, reach
+from puna.safety.shield.needles import lower, needles, reach
 from puna.safety.shield.values import Knowledge
 
 Severity = Literal["high", "medium"]
@@ -92,7 +92,7 @@ class Pattern:
         """Whether a rule on a call or an assignment is about this name."""
         if self.names is not None:
             return self.names.match(name)
-        if self.expression is None or not _holds_any(name.lower(), self.needles):
+        if self.expression is None or not _holds_any(lower(name), self.needles):
             return False
         return self.expression.search(name) is not None
 

@@ -87,7 +87,8 @@ def run_refusal(config: RefusalStage, given: Given, folder: Path) -> dict[str, A
         given.events.emit("note", text=f"held-out requests declined {when}: {said}")
 
     def trained() -> None:
-        weaken(model, config.refusal.strength)
+        if config.refusal.strength < 1:
+            weaken(model, config.refusal.strength)
         look("after")
 
     look("before")
