@@ -9,8 +9,9 @@ from typing import Any
 _REPEATS = frozenset({sre.MAX_REPEAT, sre.MIN_REPEAT, sre.POSSESSIVE_REPEAT})
 _LONGEST = 512
 _MARGIN = 64
-_ALIKE = {0x17F: "s", 0x131: "i"}  # letters that an expression takes for these, and `lower` keeps
 """Characters behind a match that it may look at."""
+_ALIKE = {0x17F: "s", 0x131: "i"}
+"""Letters that an expression takes for these and `str.lower` keeps."""
 
 
 def needles(expression: re.Pattern[str]) -> tuple[str, ...]:
