@@ -1,13 +1,15 @@
-"""A context made eight times as long: needles found by length and depth, before and after.
+"""SmolLM2's context made four times as long: needles found by length and depth, before and after.
 
-    python benchmarks/long_context.py              # trains, judges, draws
+    python benchmarks/long_context.py              # trains, judges, draws: about 5 minutes on a GPU
+    python benchmarks/long_context.py --prepare    # only makes the text, for a machine without it
     python benchmarks/long_context.py --draw       # only draws what is kept
 
-A model of the quickstart's kind is trained on rows of 256 tokens of Wikipedia, some with needles in
-them (`puna.pretraining.needle`). Then RoPE is scaled by eight, and the curriculum's context stages
-train it on rows of 1,024 and 2,048 tokens, each until its gate opens. Needles are looked for in
-held-out text by three models: that of short rows as it is, the same with RoPE scaled, and the one
-that was trained on. Killed and started again, it goes on where it was.
+The model is tuned in rows of its own context, 8,192 tokens, on articles of Wikipedia and short
+texts with needles in them (`puna.pretraining.needle`). Then RoPE is scaled by four, and the
+curriculum's context stage trains it on texts of 32,768 tokens too, until its gate opens. Needles
+are looked for in held-out text by four models: SmolLM2 as it is, the one tuned on short texts, the
+same with RoPE scaled, and the one that was trained on. Killed and started again, it goes on where
+it was.
 """
 
 import argparse
@@ -24,15 +26,15 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from puna.core.config import Config
-from puna.core.devices import describe_machine
+from puna.core.devices import default_device, describe_machine
 from puna.core.errors import PunaError
 from puna.core.events import EventLog
 from puna.core.files import write_json
-from puna.core.random import stable_seed, stream
+from puna.core.random import stream
 from puna.data import CorpusConfig, PackedRows, TokenFile, build_corpus, write_tokens
 from puna.evaluation.intervals import wilson_interval
 from puna.formats import load_model, save_model
-from puna.model import Llama, LlamaConfig
+from puna.formats.resolve import load_tokenizer
 from puna.pretraining.curriculum import CurriculumRun, Texts
 from puna.pretraining.held_out import held_out_loss
 from puna.pretraining.needle import needles_found, needles_row
@@ -46,10 +48,12 @@ HERE = Path(__file__).parent
 KEPT = HERE / "long_context.json"
 PICTURE = HERE.parent / "docs" / "pictures" / "long-context.svg"
 MODELS = {
-    "short rows only": "short",
+    "as it is": "base",
+    "tuned on short texts": "short",
     "RoPE scaled": "short",
-    "RoPE scaled and trained on": "long",
+    "RoPE scaled, trained on": "long",
 }
+MOST = 8  # needles in a row
 
 
 class Judge(Config):
@@ -63,21 +67,26 @@ class Judge(Config):
     """Rows of each length."""
 
 
+class NeedleRows(Config):
+    """Rows with needles to train on."""
+
+    row_length: int
+    """Tokens of each."""
+    rows: int = Field(ge=1)
+    """How many."""
+
+
 class Settings(Config):
     """What is trained, and what is looked for."""
 
     seed: int
-    """Of text, order, weights and needles."""
-    vocab_size: int
-    """Of the tokenizer, trained on the text."""
+    """Of text, order and needles."""
+    base: str
+    """The model whose context grows, as commands take it."""
     max_chars: int
     """Of Wikipedia."""
-    short_rows: int
-    """Rows with needles to train on, as long as those of the first phase."""
-    long_rows: int
-    """The same for each context stage."""
-    model: dict[str, Any]
-    """The model's shape."""
+    needles: dict[str, NeedleRows]
+    """By the name the curriculum mixes them under; ``text`` is Wikipedia."""
     loop: LoopConfig
     """How it is trained."""
     curriculum: Curriculum
@@ -96,10 +105,9 @@ def prepared(settings: Settings, folder: Path) -> tuple[Tokenizer, Texts]:
                  "validation_fraction": 0.08}, where="long_context.yaml",
             ), settings.seed,
         )  # fmt: skip
-        texts = [document.text for document in corpus.train]
-        tokenizer = Tokenizer.train(texts, settings.vocab_size, digit_group=1, n_special=16)
+        tokenizer = load_tokenizer(settings.base)
         tokenizer.save(folder / "tokenizer")
-        natural = document_tokens(tokenizer, texts)
+        natural = document_tokens(tokenizer, [document.text for document in corpus.train])
         held_out = document_tokens(tokenizer, [d.text for d in corpus.validation])
         hay = [token for ids in natural for token in ids]
         with_needles = list(needles(settings, tokenizer, hay))
@@ -116,16 +124,12 @@ def prepared(settings: Settings, folder: Path) -> tuple[Tokenizer, Texts]:
 def needles(
     settings: Settings, tokenizer: Tokenizer, hay: list[int]
 ) -> Iterator[tuple[str, list[int]]]:
-    """Source and ids of rows with needles: one to five of them in short rows, to eight in long."""
-    long = settings.curriculum.long_context
-    assert long is not None
+    """Source and ids of rows with needles, one to eight in each."""
     draw = stream(settings.seed, "rows with needles")
-    kinds = [("needles-short", settings.curriculum.short, settings.short_rows, 5)]
-    kinds += [("needles-long", s.row_length, settings.long_rows, 8) for s in long.stages]
-    for name, length, count, most in kinds:
-        for _ in range(count):
-            n, seed = int(draw.integers(1, most + 1)), int(draw.integers(2**40))
-            yield name, needles_row(tokenizer, hay, length, n, seed).ids
+    for name, kind in settings.needles.items():
+        for _ in range(kind.rows):
+            n, seed = int(draw.integers(1, MOST + 1)), int(draw.integers(2**40))
+            yield name, needles_row(tokenizer, hay, kind.row_length, n, seed).ids
 
 
 def trained(settings: Settings, work: Path, tokenizer: Tokenizer, texts: Texts) -> dict[str, Any]:
@@ -137,9 +141,7 @@ def trained(settings: Settings, work: Path, tokenizer: Tokenizer, texts: Texts) 
     ):
         if (work / name).exists():
             continue
-        shape = {"vocab_size": tokenizer.vocab_size, "context": settings.curriculum.short}
-        model = Llama(LlamaConfig.parse(settings.model | shape, where="long_context.yaml: model"))
-        model.init_weights(stable_seed(settings.seed, "init"))
+        model, _ = load_model(settings.base, device=default_device())
         (work / "run").mkdir(exist_ok=True)
         run = CurriculumRun(
             curriculum, settings.loop, texts, settings.seed, work / "run",
@@ -169,8 +171,9 @@ def judged(settings: Settings, work: Path, tokenizer: Tokenizer, texts: Texts) -
     judge, long = settings.judge, settings.curriculum.long_context
     assert long is not None
     for name, folder in MODELS.items():
-        model, _ = load_model(work / folder)
-        rope = None if name == "short rows only" else long.rope
+        where = settings.base if folder == "base" else work / folder
+        model, _ = load_model(where, device=default_device())
+        rope = long.rope if name.startswith("RoPE scaled") else None
         model.stretch(max(judge.lengths), rope)
         model.compute_dtype = compute_dtype(settings.loop, model.device)
         seen = found.setdefault(name, {"found": {}})
@@ -200,7 +203,7 @@ def draw(kept: dict[str, Any], path: Path) -> None:
     lengths, depths = judge["lengths"], np.linspace(0, 1, judge["depths"])
     reach = settings["curriculum"]["long_context"]["stages"][-1]["row_length"]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "puna", "font.size": 9}):
-        figure = Figure(figsize=(10, 3), layout="constrained")
+        figure = Figure(figsize=(12, 3), layout="constrained")
         panels = figure.subplots(1, len(kept["models"]), sharey=True)
         for axes, (name, seen) in zip(panels, kept["models"].items(), strict=True):
             share = np.array([seen["found"][str(n)] for n in lengths]).T / judge["rows"]
@@ -209,7 +212,7 @@ def draw(kept: dict[str, Any], path: Path) -> None:
                 axes.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=8)
             for last in (trained_on, reach) if name.endswith("trained on") else (trained_on,):
                 axes.axvline(lengths.index(last) + 0.5, color="black", lw=1.5)
-            axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+            axes.set_xticks(range(len(lengths)), [f"{n // 1024}k" for n in lengths])
             axes.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
             axes.set(title=name, xlabel="tokens in the row")
             axes.spines[:].set_visible(False)
@@ -239,6 +242,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/long-context"))
     parser.add_argument("--out", type=Path, default=KEPT)
     parser.add_argument("--picture", type=Path, default=PICTURE)
+    parser.add_argument("--prepare", action="store_true", help="only make the text")
     parser.add_argument("--draw", action="store_true", help="only draw what is kept")
     asked = parser.parse_args()
     if not asked.draw:
@@ -246,6 +250,8 @@ def main() -> None:
         settings = Settings.parse(given, where=str(asked.settings))
         asked.work.mkdir(parents=True, exist_ok=True)
         tokenizer, texts = prepared(settings, asked.work)
+        if asked.prepare:
+            return
         facts = trained(settings, asked.work, tokenizer, texts)
         models = judged(settings, asked.work, tokenizer, texts)
         write_json(

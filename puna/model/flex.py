@@ -19,12 +19,14 @@ def block_mask(
 ) -> "BlockMask":
     """`puna.model.attention.document_mask` in blocks of 128 x 128 positions.
 
-    Of the queries from position ``first`` on only.
+    Of the queries from position ``first`` on only. Each document lies in one piece, so a query
+    knows the first key it sees, and nothing is read for each pair of positions.
     """
+    starts_bt = first_positions(documents_bt)
 
     def attends(b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         query = query + first
-        seen = documents_bt[b, query] == documents_bt[b, key]
+        seen = key >= starts_bt[b, query]
         if prefixes_bt is not None:
             seen = seen | (prefixes_bt[b, query] == documents_bt[b, key])
         return seen & (query >= key)
@@ -34,6 +36,14 @@ def block_mask(
         attends, batch, None, time - first, time, device=documents_bt.device
     )
     return mask
+
+
+def first_positions(documents_bt: Tensor) -> Tensor:
+    """Where the document of each position begins in its row: (batch, time)."""
+    places_t = torch.arange(documents_bt.shape[1], device=documents_bt.device)
+    begins_bt = torch.ones_like(documents_bt, dtype=torch.bool)
+    begins_bt[:, 1:] = documents_bt[:, 1:] != documents_bt[:, :-1]
+    return torch.where(begins_bt, places_t, 0).cummax(dim=1).values.int()
 
 
 def flex_attention(

@@ -79,13 +79,13 @@ class Pieces:
     def masks(self, documents_bt: Tensor, prefixes_bt: Tensor | None) -> list[tuple[int, Mask]]:
         """For each of this process's two pieces, the keys it may see and which of them."""
         whole = self._whole(documents_bt)
-        prefixes = whole if prefixes_bt is None else self._whole(prefixes_bt)
+        prefixes = None if prefixes_bt is None else self._whole(prefixes_bt)
         size = whole.shape[1] // (2 * self.of)
         made = []
         for number in (self.place, 2 * self.of - 1 - self.place):
             first, end = number * size, (number + 1) * size
-            seen, read = whole[:, :end], prefixes[:, :end]
-            made.append((end, packed_mask(seen, read, first)))
+            read = None if prefixes is None else prefixes[:, :end]
+            made.append((end, packed_mask(whole[:, :end], read, first)))
         return made
 
     def attend(

@@ -129,5 +129,5 @@ def _room(length: int, taken: int) -> int:
 def _filler(hay: Sequence[int], room: int, draw: np.random.Generator) -> list[int]:
     """``room`` ids from somewhere in the hay."""
     first = int(draw.integers(max(1, len(hay) - room)))
-    found: list[int] = np.resize(np.asarray(hay[first:]), room).tolist()
+    found: list[int] = np.resize(np.asarray(hay[first : first + room]), room).tolist()
     return found

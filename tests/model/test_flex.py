@@ -44,3 +44,8 @@ def test_a_model_gives_the_same_logits_by_blocks(
         found = model(ids, documents_bt=DOCUMENTS, prefixes_bt=PREFIXES)
     real = DOCUMENTS >= 0
     assert torch.allclose(found[real], expected[real], atol=1e-5)  # fp32, sums in another order
+
+
+def test_documents_begin_where_their_number_changes() -> None:
+    begins = torch.tensor([[0] * 40 + [40] * 90 + [130] * 60 + [190] * 10, [0] * 150 + [150] * 50])
+    assert torch.equal(ours.first_positions(DOCUMENTS), begins.int())

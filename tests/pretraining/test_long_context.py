@@ -1,6 +1,7 @@
 """What ``benchmarks/long_context.py`` stands on: its rows with needles."""
 
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -18,9 +19,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("long_context")
 
 
-def test_rows_with_needles_are_as_long_as_what_reads_them(script: ModuleType) -> None:
+def test_rows_with_needles_are_as_long_as_they_should(script: ModuleType) -> None:
     given = yaml.safe_load((FOLDER / "long_context.yaml").read_text())
-    settings = script.Settings.parse(given | {"short_rows": 4, "long_rows": 2}, where="test")
+    kinds = {"needles-short": (600, 4), "needles-long": (900, 2)}  # this tokenizer knows few words
+    rows_of = {name: {"row_length": n, "rows": count} for name, (n, count) in kinds.items()}
+    settings = script.Settings.parse(given | {"needles": rows_of}, where="test")
     tokenizer = Tokenizer.train(
         ["the number of llama lake village river puna bridge market condor is on"] * 9,
         300,
@@ -28,17 +31,19 @@ def test_rows_with_needles_are_as_long_as_what_reads_them(script: ModuleType) ->
         n_special=16,
     )
     hay = tokenizer.encode("grass and stones ") * 300
-    settings = settings.model_copy(
-        update={
-            "curriculum": settings.curriculum.model_copy(
-                update={"phases": [settings.curriculum.phases[0].model_copy(
-                    update={"row_length": 600})]}  # this tokenizer knows few words
-            )
-        }
-    )  # fmt: skip
     rows = list(script.needles(settings, tokenizer, hay))
-    stages = [stage.row_length for stage in settings.curriculum.long_context.stages]
-    lengths = [600] * 4 + [length for length in stages for _ in range(2)]
-    assert [len(ids) for _, ids in rows] == lengths
-    assert [name for name, _ in rows] == ["needles-short"] * 4 + ["needles-long"] * 4
+    expected = [(name, n) for name, (n, count) in kinds.items() for _ in range(count)]
+    assert [(name, len(ids)) for name, ids in rows] == expected
     assert list(script.needles(settings, tokenizer, hay)) == rows
+
+
+def test_the_kept_figures_are_those_of_the_settings(script: ModuleType) -> None:
+    """The picture in the docs is drawn from what these settings gave."""
+    given = yaml.safe_load((FOLDER / "long_context.yaml").read_text())
+    kept = json.loads(script.KEPT.read_text())
+    assert kept["settings"] == given
+    assert list(kept["models"]) == list(script.MODELS)
+    n = given["judge"]["rows"] * given["judge"]["depths"]
+    found = [sum(model["found"]["32768"]) / n for model in kept["models"].values()]
+    assert found[1] == 0
+    assert found[3] >= 0.95
