@@ -186,6 +186,18 @@ def chat_options(
     return locals()
 
 
+def text_options(
+    *,
+    epochs: Epochs = 1.0,
+    learning_rate: LearningRate = None,
+    batch_rows: BatchRows = 8,
+    row_length: RowLength = 512,
+    seed: RunSeed = None,
+) -> dict[str, Any]:
+    """How one learns from packed texts, by the names of `puna.workflow.single.Tuning`."""
+    return locals()
+
+
 def show_estimate(model: str, recipe: "Recipe", as_json: bool) -> None:
     """Say what the one stage of a recipe takes, and what would make it fit."""
     from rich.console import Console

@@ -1,7 +1,7 @@
-"""The command that tunes a model on chats of one's own: sft."""
+"""The commands that train a model on what one has: cpt on texts, sft on chats."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,54 @@ from puna.cli.training import (
     loop_options,
     show_estimate,
     takes,
+    text_options,
 )
 
 
 def register(app: typer.Typer) -> None:
-    """Add this module's command."""
+    """Add this module's commands."""
+    app.command()(cpt)
     app.command()(sft)
+
+
+@takes(tuning=text_options, adapter=adapter_options, loop=loop_options)
+def cpt(
+    *,
+    model: Base,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="PATH",
+            help="A .txt, .md or .jsonl file (a text a line, in 'text') or a folder; repeatable.",
+        ),
+    ],
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="General text read beside it, against forgetting: wikipedia-en; repeatable.",
+        ),
+    ] = None,
+    name: RunName = "",
+    tuning: dict[str, Any],
+    adapter: dict[str, Any] | None,
+    loop: dict[str, Any],
+    estimate: AskEstimate = False,
+    runs: Runs = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Go on pretraining a model on texts of your field (continued pretraining)."""
+    from puna.workflow.single import Tuning
+    from puna.workflow.texts import text_recipe
+
+    tuning["learning_rate"] = tuning["learning_rate"] or (2e-4 if adapter else 1e-4)
+    called = name or f"cpt-{data[0].name.split('.')[0]}"
+    asked = Tuning(name=called, lora=adapter, loop=loop, **tuning)
+    recipe = text_recipe(model, data, beside or [], asked)
+    if estimate:
+        show_estimate(model, recipe, as_json)
+    else:
+        carry_out(recipe, runs, as_json)
 
 
 @takes(tuning=chat_options, adapter=adapter_options, loop=loop_options)

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, model_validator
 from puna.core.config import Config
 from puna.data.generators.kinds import WEIGHTS
 from puna.workflow.stages.corpus import DataStage, TokenizerStage
+from puna.workflow.stages.cpt import CPTStage
 from puna.workflow.stages.distill import DistillStage
 from puna.workflow.stages.dpo import DPOStage
 from puna.workflow.stages.evaluate import EvaluateStage
@@ -32,6 +33,7 @@ class Stages(Config):
     data: DataStage | None = None
     tokenizer: TokenizerStage | None = None
     pretrain: PretrainStage | None = None
+    cpt: CPTStage | None = None
     safety: SafetyStage | None = None
     sft: SFTStage | None = None
     refusal: RefusalStage | None = None
@@ -52,6 +54,8 @@ class Stages(Config):
             raise ValueError("stages.tokenizer learns from text: add stages.data")
         if self.pretrain and not self.tokenizer:
             raise ValueError("stages.pretrain needs tokens: add stages.tokenizer and stages.data")
+        if self.cpt and not self.data:
+            raise ValueError("stages.cpt reads the corpus: add stages.data")
         if self.sft and self.sft.replay and not self.data:
             raise ValueError("stages.sft.replay repeats documents: add stages.data")
         if self.sft and self.sft.from_sample:

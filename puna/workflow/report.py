@@ -27,6 +27,7 @@ _MODELS = {
     "untrained": "the untrained model",
     "base": "the model it started from",
     "pretrain": "the pretrained model",
+    "cpt": "the model that read on",
     "sft": "the instruction-tuned model",
     "dpo": "the preference-tuned model",
     "ppo": "the model tuned on rewards",

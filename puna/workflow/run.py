@@ -27,6 +27,7 @@ from puna.workflow.rounds import carry_out_rounds
 from puna.workflow.stage import Artifact, run_stage
 from puna.workflow.stages import gate
 from puna.workflow.stages.corpus import Exercises, exercises, run_data, run_tokenizer
+from puna.workflow.stages.cpt import run_cpt
 from puna.workflow.stages.distill import run_distill
 from puna.workflow.stages.dpo import run_dpo
 from puna.workflow.stages.evaluate import run_baselines, run_evaluate
@@ -49,6 +50,7 @@ EVENTS, RECIPE = "events.jsonl", "recipe.yaml"
 BASELINES, EVALUATE = "baselines", "evaluate"
 # What carries out each stage that starts from a model; `Stages` says in which order.
 _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
+    "cpt": run_cpt,
     "safety": run_safety,
     "sft": run_sft,
     "refusal": run_refusal,

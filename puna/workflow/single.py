@@ -1,7 +1,9 @@
 """Recipes of one stage, made from the few settings a command takes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from puna.core.errors import UsageError
@@ -64,7 +66,13 @@ def loop_of(steps: int, batch_rows: int, learning_rate: float) -> dict[str, Any]
     }
 
 
-def single_stage(stage: str, name: str, settings: dict[str, Any], seed: int | None) -> Recipe:
+def single_stage(
+    stage: str,
+    name: str,
+    settings: dict[str, Any],
+    seed: int | None,
+    before: Mapping[str, Any] = MappingProxyType({}),
+) -> Recipe:
     """A recipe with one stage that starts from the model ``settings["base"]``.
 
     Args:
@@ -72,8 +80,9 @@ def single_stage(stage: str, name: str, settings: dict[str, Any], seed: int | No
         name: of the run folder.
         settings: the stage's.
         seed: None takes the one the model was made with, so that what was held out of it stays so.
+        before: stages that need no model, by name, with their settings.
     """
-    recipe: dict[str, Any] = {"name": name, "stages": {stage: settings}}
+    recipe: dict[str, Any] = {"name": name, "stages": {**before, stage: settings}}
     if origin := origin_of(settings["base"]):
         recipe |= {"seed": origin.seed, "kinds": origin.kinds}
     if seed is not None:

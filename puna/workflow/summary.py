@@ -31,6 +31,7 @@ _ROWS = (
 _STAGE_ROWS = (
     # figure of a stage, its number, of what, title, format
     ("held_out_loss", "held_out_chats", "chats", "loss", "{:.3f}"),
+    ("held_out_loss", "held_out_documents", "documents", "loss", "{:.3f}"),
     ("held_out_accuracy", "held_out_pairs", "pairs", "preference accuracy", "{:.1%}"),
     ("held_out_margin", "held_out_pairs", "pairs", "margin, nats", "{:.2f}"),
     ("held_out_calibration_error", "held_out_pairs", "pairs", "calibration error", "{:.3f}"),

@@ -1,4 +1,4 @@
-"""``puna sft``: several kinds of data, adapters, and what is said on the way."""
+"""``puna sft`` and ``puna cpt``: several kinds of data, adapters, and what is said on the way."""
 
 import importlib
 import json
@@ -98,3 +98,40 @@ def test_wrong_use_of_sft_is_one_line(
 def test_a_path_with_a_colon_is_a_path(puna: Puna, model_folder: Path, tmp_path: Path) -> None:
     done = sft(puna, model_folder, tmp_path, "--data", "odd:name.jsonl")
     assert_one_line(done, 2, "no such file or folder: odd:name.jsonl")
+
+
+def test_a_model_reads_on_in_texts_of_a_field(
+    puna: Puna, model_folder: Path, tmp_path: Path
+) -> None:
+    notes, more = tmp_path / "notes.jsonl", tmp_path / "more"
+    lines = [
+        {"text": f"Note {n}: llamas graze at {n} by the lake, near the village."} for n in range(60)
+    ]
+    notes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    more.mkdir()
+    (more / "a.md").write_text("A longer text on llamas, alpacas and guanacos of the high plains.")
+    asked = ("--data", notes, "--data", more, "--row-length", 64, "--batch-rows", 4)
+    done = puna("cpt", model_folder, *asked, "--runs", tmp_path / "runs", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)["stages"]["cpt"]
+    assert facts["tokens_by_source"].keys() == {"files", "files-2"}
+    assert 0.5 < facts["epochs"] < 2
+    assert facts["held_out_loss"] < facts["held_out_loss_before"]
+    assert (tmp_path / "runs" / "cpt-notes" / "cpt" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "nowhere"), "no such file or folder: nowhere"),
+        (("--data", "{notes}", "--beside", "wikipedia-xx"), "no such source"),
+    ],
+)
+def test_texts_that_are_not_there_are_named(
+    puna: Puna, model_folder: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("llamas graze near the lake. " * 20)
+    given = [argument.format(notes=notes) for argument in arguments]
+    done = puna("cpt", model_folder, *given, "--runs", tmp_path / "runs")
+    assert_one_line(done, 2, said)

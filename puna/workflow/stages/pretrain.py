@@ -1,4 +1,4 @@
-"""The stage that trains fresh weights on the corpus."""
+"""The stage that trains fresh weights on the corpus, and what any stage that reads it shares."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -67,11 +67,9 @@ class ModelShape(Config):
         return LlamaConfig.parse(shape | changes, where="stages.pretrain.model")
 
 
-class PretrainStage(Config):
-    """Next-token training from fresh weights."""
+class CorpusTraining(Config):
+    """Next-token training on the corpus."""
 
-    model: ModelShape
-    """Shape of the model."""
     row_length: int = Field(ge=8)
     """Tokens in a packed row."""
     loop: LoopConfig
@@ -79,6 +77,13 @@ class PretrainStage(Config):
     curriculum: Curriculum | None = None
     """Ramps, mixes, long context and anneal in place of one batch size, length and mix. With it
     ``loop.steps`` is the cosine's length; ``row_length`` and ``loop.batch_rows`` are not used."""
+
+
+class PretrainStage(CorpusTraining):
+    """Next-token training from fresh weights."""
+
+    model: ModelShape
+    """Shape of the model."""
 
 
 def fresh_model(
@@ -102,6 +107,14 @@ def run_pretrain(
         tokenizer = Tokenizer.from_folder(tokenizer_folder)
         shape = config.model.build(tokenizer.vocab_size)
         model = fresh_spread(shape, config.loop.layout, stable_seed(seed, "init"))
+    return train_on_corpus(config, seed, data, model, tokenizer, events, folder)
+
+
+def train_on_corpus(
+    config: CorpusTraining, seed: int, data: Path, model: Llama, tokenizer: Tokenizer,
+    events: EventLog, folder: Path, base: str | Path = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Train a model on the documents of ``data`` and leave it; ``base`` as in `train_and_save`."""
     if config.curriculum is not None:
         return _run_curriculum(
             config, config.curriculum, seed, data, model, tokenizer, events, folder
@@ -119,16 +132,17 @@ def run_pretrain(
     )
     source = RowSource(rows, seed, config.loop)
     facts = train_and_save(
-        model, tokenizer, next_token, source, config.loop, config.row_length, events, folder
-    )
+        model, tokenizer, next_token, source, config.loop, config.row_length, events, folder,
+        base=base,
+    )  # fmt: skip
     return facts | {"tokens_by_source": tokens_of, "epochs": round(epochs, 3)}
 
 
 def _run_curriculum(
-    config: PretrainStage, curriculum: Curriculum, seed: int, data: Path, model: Llama,
+    config: CorpusTraining, curriculum: Curriculum, seed: int, data: Path, model: Llama,
     tokenizer: Tokenizer, events: EventLog, folder: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train fresh weights phase after phase; leaves the average of the anneal where it has one."""
+    """Train phase after phase; leaves the average of the anneal where it has one."""
     scratch, mesh = folder / SCRATCH, here()
 
     def encoded(name: str) -> tuple[TokenFile, list[str]]:
