@@ -110,7 +110,8 @@ def fit_law(points: Sequence[Point], seed: int = 0) -> Law:
     """The law of the best x over budgets.
 
     Intervals are of the bootstrap: what runs miss their parabola by is drawn again with
-    replacement and put on it, `RESAMPLED` times; budgets are weighed alike.
+    replacement and put on it, `RESAMPLED` times; budgets are weighed alike. As with the runs
+    themselves, what has no lowest loss between the sizes tried is left out.
 
     Raises `UsageError` for fewer than two usable budgets, or a budget of fewer than four runs.
     """
@@ -128,8 +129,16 @@ def fit_law(points: Sequence[Point], seed: int = 0) -> Law:
     drawn = np.random.default_rng(seed)
     again = [_again(groups[p.budget], p, drawn) for p in usable]
     best, lowest, bend = (np.stack(values, axis=1) for values in zip(*again, strict=True))
-    curved = (bend > 0).all(axis=1)
-    samples = _lines(log_budgets, best[curved], lowest[curved])
+    tried = [_logs(groups[p.budget]) for p in usable]
+    edges = np.array([[logs.min(), logs.max()] for logs in tried])
+    bracketed = (bend > 0) & (edges[:, 0] < best) & (best < edges[:, 1])
+    kept = bracketed.all(axis=1)
+    if not kept.any():
+        raise UsageError(
+            "the runs scatter so much that their lowest loss may lie outside of the sizes tried: "
+            "add sizes on both sides"
+        )
+    samples = _lines(log_budgets, best[kept], lowest[kept])
     log_factor, power, floor, log_scale, fall = one[0].tolist()
     return Law(
         _interval(power, samples[:, 1]),
@@ -158,10 +167,11 @@ def _groups(points: Sequence[Point]) -> dict[float, list[Point]]:
 
 
 def _near(group: Sequence[Point]) -> list[Point]:
-    """The runs near the best one in loss, four at least, in the order of x."""
-    ranked = sorted(group, key=lambda p: p.loss)
-    limit = max(ranked[0].loss * (1 + _NEAR), ranked[_FEWEST_SIZES - 1].loss)
-    return [point for point in group if point.loss <= limit]
+    """The runs near the best one in loss, four at least and its neighbours, in the order of x."""
+    losses = [point.loss for point in group]
+    limit = max(min(losses) * (1 + _NEAR), sorted(losses)[_FEWEST_SIZES - 1])
+    best = losses.index(min(losses))
+    return [p for n, p in enumerate(group) if p.loss <= limit or abs(n - best) == 1]
 
 
 def _parabola(budget: float, group: Sequence[Point]) -> Parabola:
