@@ -14,6 +14,7 @@ from puna.cli.training import (
     Samples,
     chat_options,
     loop_options,
+    run_name,
     takes,
 )
 
@@ -96,6 +97,6 @@ def _carry_out(
     from puna.workflow.tune import chat_recipe, data_file
 
     files = [data_file(text, form) for text in data]
-    tuning["name"] = name or f"{command}-{files[0].path.name.split('.')[0]}"
+    tuning["name"] = name or run_name(command, files[0].path)
     tuning["learning_rate"] = tuning["learning_rate"] or _LEARNING_RATES[command]
     carry_out(chat_recipe(command, model, files, Tuning(**tuning), **stage), runs, as_json)

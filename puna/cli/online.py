@@ -15,6 +15,7 @@ from puna.cli.training import (
     RunSeed,
     adapter_options,
     loop_options,
+    run_name,
     show_estimate,
     takes,
 )
@@ -199,7 +200,7 @@ def _carry_out(
     """Run the one-stage recipe of ``command``."""
     from puna.workflow.online import Learning, online_recipe
 
-    asked["name"] = asked["name"] or f"{command}-{data[0].name.split('.')[0]}"
+    asked["name"] = asked["name"] or run_name(command, data[0])
     asked["learning_rate"] = asked["learning_rate"] or (_ADAPTER_RATE if adapter else _WHOLE_RATE)
     learning = Learning(rollouts=rollouts, knobs=knobs, lora=adapter, **asked)
     recipe = online_recipe(command, model, data, learning)

@@ -16,6 +16,7 @@ from puna.cli.training import (
     RunSeed,
     adapter_options,
     loop_options,
+    run_name,
     show_estimate,
     takes,
 )
@@ -146,7 +147,7 @@ def _carry_out(
     from puna.workflow.preferences import pair_recipe
     from puna.workflow.single import Tuning
 
-    tuning["name"] = name or f"{command}-{data[0].name.split('.')[0]}"
+    tuning["name"] = name or run_name(command, data[0])
     whole, adapter = _LEARNING_RATES[command]
     tuning["learning_rate"] = tuning["learning_rate"] or (adapter if tuning["lora"] else whole)
     recipe = pair_recipe(command, model, data, Tuning(**tuning), held_out=held_out, knobs=knobs)

@@ -7,6 +7,7 @@ import typer
 
 from puna.cli.options import TopP, Weights
 from puna.cli.recipes import AsJson, Runs, carry_out
+from puna.cli.training import run_name
 
 
 def register(app: typer.Typer) -> None:
@@ -68,5 +69,5 @@ def sample(
         "weights": weights,
         "rejection": rejection,
     }
-    folder = name or f"sample-{data[0].name.split('.')[0]}"
+    folder = name or run_name("sample", data[0])
     carry_out(single_stage("sample", folder, settings, seed), runs, as_json)

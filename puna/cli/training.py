@@ -2,9 +2,11 @@
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -109,6 +111,11 @@ AskEstimate = Annotated[
         "--estimate", help="Say what memory it takes and what fits.", rich_help_panel=MEMORY
     ),
 ]
+
+
+def run_name(command: str, data: Path) -> str:
+    """Of the run folder of a command that learns from ``data``."""
+    return f"{command}-" + re.sub(r"[^A-Za-z0-9_-]+", "-", data.name.split(".")[0])
 
 
 def takes(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:

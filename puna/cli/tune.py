@@ -16,6 +16,7 @@ from puna.cli.training import (
     adapter_options,
     chat_options,
     loop_options,
+    run_name,
     show_estimate,
     takes,
     text_options,
@@ -59,7 +60,7 @@ def cpt(
     from puna.workflow.texts import text_recipe
 
     tuning["learning_rate"] = tuning["learning_rate"] or (2e-4 if adapter else 1e-4)
-    called = name or f"cpt-{data[0].name.split('.')[0]}"
+    called = name or run_name("cpt", data[0])
     asked = Tuning(name=called, lora=adapter, loop=loop, **tuning)
     recipe = text_recipe(model, data, beside or [], asked)
     if estimate:
@@ -89,7 +90,7 @@ def sft(
 
     files = [data_file(text, form) for text in data]
     tuning["learning_rate"] = tuning["learning_rate"] or (2e-4 if adapter else 1e-4)
-    called = name or f"sft-{files[0].path.name.split('.')[0]}"
+    called = name or run_name("sft", files[0].path)
     asked = Tuning(name=called, lora=adapter, loop=loop, **tuning)
     recipe = chat_recipe("sft", model, files, asked, samples=samples)
     if estimate:

@@ -110,6 +110,8 @@ class CurriculumRun:
         loop: rates, optimizer and layout of all segments; ``steps`` is the cosine's length.
         texts: what is read.
         folder: of checkpoints and decisions, kept until the run is whole.
+        keeps_reach: whether the model comes with a context and a scaling of RoPE that are its own,
+            until a stage asks for others; else its context is that of the longest row so far.
     """
 
     def __init__(
@@ -121,7 +123,10 @@ class CurriculumRun:
         folder: Path,
         events: EventLog,
         stage: str,
+        *,
+        keeps_reach: bool = False,
     ) -> None:
+        self.keeps_reach = keeps_reach
         self.curriculum, self.loop, self.texts, self.seed = curriculum, loop, texts, seed
         self.folder, self.events, self.stage = folder, events, stage
         self.before: float | None = None
@@ -135,11 +140,13 @@ class CurriculumRun:
         """Train ``model`` through all segments; raises `PunaError` when a stage is given up."""
         self._check()
         progress = Progress(0, 0, 0.0)
-        finished, restored, reach = len(self.done), False, 0
+        finished, restored = len(self.done), False
+        own = model.config if self.keeps_reach else None
+        reach, scaling = (own.context, own.rope_scaling) if own else (0, None)
         for number, segment in enumerate(self._segments()):
             start = self.done[number - 1].end if number else 0
             reach = max(reach, segment.row_length)
-            model_reads(model, reach, segment.rope)
+            model_reads(model, reach, segment.rope or scaling)
             if number < finished:
                 continue
             progress = self._train(model, tokenizer, segment, start)

@@ -174,11 +174,11 @@ def _answers(models: Mapping[str, Any]) -> list[str]:
 
 
 def _likelihood(models: Mapping[str, Any], baselines: Mapping[str, float] | None) -> list[str]:
-    """Of the pretrained model: chats pull the later ones away from plain text."""
+    """Of the model that last read plain text: chats pull the later ones away from it."""
     measured = [name for name, facts in models.items() if "bits_per_byte" in facts]
     if not measured:
         return []
-    name = "pretrain" if "pretrain" in measured else measured[-1]
+    name = next((n for n in ("cpt", "pretrain") if n in measured), measured[-1])
     text = f"{_MODELS.get(name, name)} needs {models[name]['bits_per_byte']:.3f} bits per byte"
     text += " of held-out text"
     return [text + (f", a 5-gram model {baselines['five_gram']:.3f}" if baselines else "")]
@@ -406,7 +406,8 @@ def _licences(card: Mapping[str, Any]) -> TextTable:
 def _card(card: Mapping[str, Any] | None, stages: Mapping[str, Any]) -> dict[str, Any] | None:
     if card is None:
         return None
-    tokens = stages.get("pretrain", {}).get("tokens_by_source", {})
+    read = stages.get("cpt", stages.get("pretrain", {}))
+    tokens = read.get("tokens_by_source", {})
     return {
         "amounts": _amounts(card, tokens),
         "dropped": _dropped(card),

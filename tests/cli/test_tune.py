@@ -124,7 +124,12 @@ def test_a_model_reads_on_in_texts_of_a_field(
     ("arguments", "said"),
     [
         (("--data", "nowhere"), "no such file or folder: nowhere"),
-        (("--data", "{notes}", "--beside", "wikipedia-xx"), "no such source"),
+        (
+            ("--data", "{notes}", "--beside", "wiki"),
+            "--beside wiki: no such source",
+        ),
+        (("--data", "{notes}", "--beside", "files"), "--beside files: no such source"),
+        (("--data", "{empty}"), "there is no text in it"),
     ],
 )
 def test_texts_that_are_not_there_are_named(
@@ -132,6 +137,24 @@ def test_texts_that_are_not_there_are_named(
 ) -> None:
     notes = tmp_path / "notes.txt"
     notes.write_text("llamas graze near the lake. " * 20)
-    given = [argument.format(notes=notes) for argument in arguments]
+    (tmp_path / "empty.jsonl").write_text("")
+    names = {"notes": notes, "empty": tmp_path / "empty.jsonl"}
+    given = [argument.format(**names) for argument in arguments]
     done = puna("cpt", model_folder, *given, "--runs", tmp_path / "runs")
     assert_one_line(done, 2, said)
+
+
+@pytest.mark.parametrize("n", [1, 3, 12])
+def test_few_texts_are_read_too(puna: Puna, model_folder: Path, tmp_path: Path, n: int) -> None:
+    texts = tmp_path / "my few texts"
+    texts.mkdir()
+    for number in range(n):
+        text = f"Text {number} says that llamas of herd {number} like dry grass and {number} ponds."
+        (texts / f"{number}.txt").write_text(text)
+    asked = ("--data", texts, "--row-length", 64, "--runs", tmp_path / "runs", "--json")
+    done = puna("cpt", model_folder, *asked)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["stages"]
+    assert found["cpt"].get("held_out_documents", 0) == found["data"]["validation_documents"]
+    assert (found["data"]["validation_documents"] > 0) == (n == 12)
+    assert (tmp_path / "runs" / "cpt-my-few-texts").exists()

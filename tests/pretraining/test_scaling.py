@@ -77,6 +77,9 @@ def test_runs_that_scatter_give_wide_intervals_and_no_nonsense() -> None:
     assert 0 < loss.low < loss.value < loss.high < 2 * loss.value
     assert law.power.high - law.power.low > 0.1
     assert len(law.samples) < 1000
+    flat = [Point(p.budget, p.x, 3 + 0.02 * (n % 7 in (1, 5))) for n, p in enumerate(scattered)]
+    with pytest.raises(UsageError, match=r"add sizes|between the sizes"):
+        fit_law(flat)
 
 
 def test_runs_far_from_the_best_do_not_bend_the_parabola() -> None:

@@ -15,6 +15,7 @@ from puna.core.errors import UsageError
 
 Floats = npt.NDArray[np.float64]
 RESAMPLED = 1000
+_FEWEST_KEPT = 0.2  # of the resampled: fewer make no interval
 _FEWEST_SIZES = 4  # of a budget: three fix a parabola, more say how well
 _NEAR = 0.05  # a parabola holds near its lowest point only: runs further above it are left out
 _FASTER = 1.2  # the last fall of the loss over the first, beyond what noise of runs does
@@ -133,7 +134,7 @@ def fit_law(points: Sequence[Point], seed: int = 0) -> Law:
     edges = np.array([[logs.min(), logs.max()] for logs in tried])
     bracketed = (bend > 0) & (edges[:, 0] < best) & (best < edges[:, 1])
     kept = bracketed.all(axis=1)
-    if not kept.any():
+    if kept.mean() < _FEWEST_KEPT:
         raise UsageError(
             "the runs scatter so much that their lowest loss may lie outside of the sizes tried: "
             "add sizes on both sides"
@@ -243,6 +244,7 @@ def law_figures(law: Law) -> Mapping[str, object]:
         "factor": vars(law.factor),
         "loss": {"floor": floor, "scale": scale, "power": power},
         "speeds_up": law.speeds_up,
+        "resampled": len(law.samples),
         "budgets": [
             {
                 "budget": p.budget,

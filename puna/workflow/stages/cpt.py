@@ -6,7 +6,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
-from puna.data import PackedRows, read_documents
+from puna.core.errors import UsageError
+from puna.core.random import stream
+from puna.data import Document, PackedRows, read_documents
 from puna.model import LoraConfig
 from puna.parallel import here
 from puna.pretraining import encode_documents
@@ -19,7 +21,8 @@ from puna.workflow.stages.corpus import VALIDATION
 from puna.workflow.stages.pretrain import CorpusTraining, train_on_corpus
 from puna.workflow.stages.training import FromModel, Given, adapt, open_base
 
-_HELD_OUT_ROWS, _AT_ONCE = 128, 4
+_HELD_OUT_CHARS = 150_000  # about 40,000 tokens: bounds what two looks take
+_OWN = "files"  # how the sources of one's own begin
 
 
 class CPTStage(FromModel, CorpusTraining):
@@ -45,33 +48,64 @@ class CPTStage(FromModel, CorpusTraining):
 
 
 def run_cpt(config: CPTStage, given: Given, folder: Path) -> dict[str, Any]:
-    """Train the base model on the corpus; tells the loss of held-out text before and after."""
+    """Train the base model on the corpus; tells the loss of held-out text before and after.
+
+    Of weights that are averaged at the end no loss is told: they are not those that were trained.
+    """
     assert given.data is not None
     model, tokenizer = open_base(config, given, config.lora, config.loop.layout)
+    length = min(config.row_length, model.config.context)
+    if config.row_length > length and config.curriculum is None:
+        raise UsageError(
+            f"stages.cpt.row_length {config.row_length:,} exceeds the model's context of "
+            f"{length:,}: lower it, or give a curriculum with long_context"
+        )
+    layout = here().of(config.loop.layout).layout
+    layout.check_batches(length, config.loop.batch_rows, config.loop.micro_rows)
     adapt(model, config.lora, given)
-    rows, found = _held_out(config, given.data, tokenizer, folder)
+    documents = _held_out(given)
+    rows = _rows(documents, tokenizer, folder, length) if documents else None
+    losses: list[float] = []
 
-    def look(name: str) -> dict[str, float]:
-        if rows is None:
-            return {}
-        set_dtype(model, compute_dtype(config.loop, model.device))
-        return {name: round(held_out_loss(model, rows, _HELD_OUT_ROWS, _AT_ONCE), 4)}
+    def look() -> None:
+        if rows is not None:
+            set_dtype(model, compute_dtype(config.loop, model.device))
+            at_once = config.loop.micro_rows or 1
+            losses.append(round(held_out_loss(model, rows, len(rows), at_once), 4))
 
-    found |= look("held_out_loss_before")
+    look()
     facts = train_on_corpus(
-        config, given.seed, given.data, model, tokenizer, given.events, folder, base=given.base
-    )
-    found |= look("held_out_loss")
-    return facts | found
+        config, given.seed, given.data, model, tokenizer, given.events, folder,
+        base=given.base, trained=look,
+    )  # fmt: skip
+    if rows is None or facts.get("averaged", 0) > 1:
+        return facts
+    return facts | {
+        "held_out_documents": len(documents),
+        "held_out_loss_before": losses[0],
+        "held_out_loss": losses[1],
+    }
 
 
-def _held_out(
-    config: CPTStage, data: Path, tokenizer: Tokenizer, folder: Path
-) -> tuple[PackedRows | None, dict[str, Any]]:
-    """The held-out documents in rows, and how many they are; no rows where nothing is held out."""
-    documents = read_documents(data / VALIDATION)
-    if not documents:
-        return None, {}
+def _held_out(given: Given) -> list[Document]:
+    """Held-out documents drawn by the seed, of one's own sources where there are any."""
+    assert given.data is not None
+    found = read_documents(given.data / VALIDATION)
+    own = [document for document in found if document.source.startswith(_OWN)] or found
+    taken: list[Document] = []
+    room = _HELD_OUT_CHARS
+    for place in stream(given.seed, "held out for cpt").permutation(len(own)):
+        document = own[int(place)]
+        if taken and len(document.text) > room:
+            break
+        taken.append(document)
+        room -= len(document.text)
+    return taken
+
+
+def _rows(
+    documents: Sequence[Document], tokenizer: Tokenizer, folder: Path, length: int
+) -> PackedRows:
     kept = folder / SCRATCH / "held-out"
     tokens, _ = here().on_first(lambda: encode_documents(tokenizer, documents, kept))
-    return PackedRows(tokens, config.row_length), {"held_out_documents": len(documents)}
+    return PackedRows(tokens, length)

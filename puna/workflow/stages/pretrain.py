@@ -1,5 +1,6 @@
 """The stage that trains fresh weights on the corpus, and what any stage that reads it shares."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,11 +114,15 @@ def run_pretrain(
 def train_on_corpus(
     config: CorpusTraining, seed: int, data: Path, model: Llama, tokenizer: Tokenizer,
     events: EventLog, folder: Path, base: str | Path = "",
+    trained: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train a model on the documents of ``data`` and leave it; ``base`` as in `train_and_save`."""
+    """Train a model on the documents of ``data`` and leave it.
+
+    ``base``, empty for fresh weights, and ``trained`` as in `train_and_save`.
+    """
     if config.curriculum is not None:
         return _run_curriculum(
-            config, config.curriculum, seed, data, model, tokenizer, events, folder
+            config, config.curriculum, seed, data, model, tokenizer, events, folder, base, trained
         )
     kept = folder / SCRATCH / "tokens"
     tokens, tokens_of = here().on_first(
@@ -133,14 +138,15 @@ def train_on_corpus(
     source = RowSource(rows, seed, config.loop)
     facts = train_and_save(
         model, tokenizer, next_token, source, config.loop, config.row_length, events, folder,
-        base=base,
+        base=base, trained=trained,
     )  # fmt: skip
     return facts | {"tokens_by_source": tokens_of, "epochs": round(epochs, 3)}
 
 
 def _run_curriculum(
     config: CorpusTraining, curriculum: Curriculum, seed: int, data: Path, model: Llama,
-    tokenizer: Tokenizer, events: EventLog, folder: Path,
+    tokenizer: Tokenizer, events: EventLog, folder: Path, base: str | Path,
+    trained: Callable[[], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Train phase after phase; leaves the average of the anneal where it has one."""
     scratch, mesh = folder / SCRATCH, here()
@@ -154,9 +160,11 @@ def _run_curriculum(
     held_out, _ = mesh.on_first(lambda: encoded(VALIDATION))
     shared = mesh.on_first(lambda: scratch)
     run = CurriculumRun(
-        curriculum, config.loop, Texts(tokens, sources, held_out), seed, shared, events, folder.name
-    )
+        curriculum, config.loop, Texts(tokens, sources, held_out), seed, shared, events,
+        folder.name, keeps_reach=bool(base),
+    )  # fmt: skip
     progress = run.run(model, tokenizer)
+    trained()
     models = run.averaged()
     if len(models) > 1:
         facts = leave_model(

@@ -11,6 +11,7 @@ from small_models import small_model
 
 from puna.core.errors import UsageError
 from puna.formats import load_model, save_model
+from puna.training import loop as training_loop
 from puna.workflow.recipe import Recipe
 from puna.workflow.run import run_recipe
 
@@ -73,6 +74,54 @@ def test_a_curriculum_leaves_a_longer_context(base: Path, tmp_path: Path) -> Non
     assert model.config.rope_scaling is not None
     with torch.no_grad():
         assert model(torch.zeros(1, 512, dtype=torch.long)).isfinite().all()
+
+
+def test_a_curriculum_without_stages_leaves_context_and_scaling_as_they_were(
+    tmp_path: Path,
+) -> None:
+    scaling = {"factor": 4.0, "original_context": 64}
+    model, tokenizer = small_model(2, rope_scaling=scaling)
+    save_model(tmp_path / "scaled", model, tokenizer)
+    phase = {"name": "field", "steps": 3, "row_length": 32, "batch_rows": 4}
+    curriculum = {"phases": [phase], "anneal": phase | {"average": 2}}
+    del curriculum["anneal"]["name"]
+    facts = carried_out(tmp_path / "scaled", tmp_path, row_length=128, curriculum=curriculum)
+    left, _ = load_model(tmp_path / "runs/field/cpt/model")
+    assert left.config == model.config
+    assert facts["averaged"] == 2
+    assert "held_out_loss" not in facts  # the average is not the model that was trained
+
+
+def test_a_stopped_run_goes_on_to_the_same_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = LOOP | {"steps": 12, "checkpoint_every": 5}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    straight = carried_out(base, tmp_path / "a", loop=loop)
+
+    class Killed(Exception):
+        pass
+
+    step = training_loop._step
+
+    def dies(*arguments: Any) -> Any:
+        if arguments[5] == 7:
+            raise Killed
+        return step(*arguments)
+
+    monkeypatch.setattr(training_loop, "_step", dies)
+    with pytest.raises(Killed):
+        carried_out(base, tmp_path / "b", loop=loop)
+    monkeypatch.setattr(training_loop, "_step", step)
+    resumed = carried_out(base, tmp_path / "b", loop=loop)
+    for figure in ("held_out_loss_before", "held_out_loss"):
+        assert resumed[figure] == straight[figure]
+
+
+def test_a_row_longer_than_the_context_is_said_before_a_step(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"stages\.cpt\.row_length 512 exceeds .* context of 256"):
+        carried_out(base, tmp_path, row_length=512)
 
 
 def test_without_held_out_texts_nothing_is_told_of_them(base: Path, tmp_path: Path) -> None:
