@@ -114,7 +114,8 @@ def fit_law(points: Sequence[Point], seed: int = 0) -> Law:
     replacement and put on it, `RESAMPLED` times; budgets are weighed alike. As with the runs
     themselves, what has no lowest loss between the sizes tried is left out.
 
-    Raises `UsageError` for fewer than two usable budgets, or a budget of fewer than four runs.
+    Raises `UsageError` for fewer than two usable budgets, a budget of fewer than four runs, or runs
+    that scatter so much that few draws have a lowest loss.
     """
     groups = _groups(points)
     parabolas = [_parabola(budget, group) for budget, group in groups.items()]
