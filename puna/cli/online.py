@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from puna.cli.recipes import AsJson, Runs, carry_out
+from puna.cli.recipes import AsJson, Runs
 from puna.cli.training import (
     AskEstimate,
     Base,
@@ -16,7 +16,7 @@ from puna.cli.training import (
     adapter_options,
     loop_options,
     run_name,
-    show_estimate,
+    start,
     takes,
 )
 
@@ -204,7 +204,4 @@ def _carry_out(
     asked["learning_rate"] = asked["learning_rate"] or (_ADAPTER_RATE if adapter else _WHOLE_RATE)
     learning = Learning(rollouts=rollouts, knobs=knobs, lora=adapter, **asked)
     recipe = online_recipe(command, model, data, learning)
-    if estimate:
-        show_estimate(model, recipe, as_json)
-    else:
-        carry_out(recipe, runs, as_json)
+    start(model, recipe, runs, estimate=estimate, as_json=as_json)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from puna.cli.recipes import AsJson, Runs, carry_out
+from puna.cli.recipes import AsJson, Runs
 from puna.cli.training import (
     AskEstimate,
     Base,
@@ -17,7 +17,7 @@ from puna.cli.training import (
     adapter_options,
     loop_options,
     run_name,
-    show_estimate,
+    start,
     takes,
 )
 
@@ -151,7 +151,4 @@ def _carry_out(
     whole, adapter = _LEARNING_RATES[command]
     tuning["learning_rate"] = tuning["learning_rate"] or (adapter if tuning["lora"] else whole)
     recipe = pair_recipe(command, model, data, Tuning(**tuning), held_out=held_out, knobs=knobs)
-    if estimate:
-        show_estimate(model, recipe, as_json)
-    else:
-        carry_out(recipe, runs, as_json)
+    start(model, recipe, runs, estimate=estimate, as_json=as_json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from puna.cli.recipes import carry_out
 from puna.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -205,7 +206,15 @@ def text_options(
     return locals()
 
 
-def show_estimate(model: str, recipe: "Recipe", as_json: bool) -> None:
+def start(model: str, recipe: "Recipe", runs: Path, *, estimate: bool, as_json: bool) -> None:
+    """Carry out a recipe of one stage, or only say what it would take."""
+    if estimate:
+        _show_estimate(model, recipe, as_json)
+    else:
+        carry_out(recipe, runs, as_json)
+
+
+def _show_estimate(model: str, recipe: "Recipe", as_json: bool) -> None:
     """Say what the one stage of a recipe takes, and what would make it fit."""
     from rich.console import Console
     from rich.table import Table

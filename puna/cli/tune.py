@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from puna.cli.recipes import AsJson, Runs, carry_out
+from puna.cli.recipes import AsJson, Runs
 from puna.cli.training import (
     AskEstimate,
     Base,
@@ -17,7 +17,7 @@ from puna.cli.training import (
     chat_options,
     loop_options,
     run_name,
-    show_estimate,
+    start,
     takes,
     text_options,
 )
@@ -63,10 +63,7 @@ def cpt(
     called = name or run_name("cpt", data[0])
     asked = Tuning(name=called, lora=adapter, loop=loop, **tuning)
     recipe = text_recipe(model, data, beside or [], asked)
-    if estimate:
-        show_estimate(model, recipe, as_json)
-    else:
-        carry_out(recipe, runs, as_json)
+    start(model, recipe, runs, estimate=estimate, as_json=as_json)
 
 
 @takes(tuning=chat_options, adapter=adapter_options, loop=loop_options)
@@ -93,7 +90,4 @@ def sft(
     called = name or run_name("sft", files[0].path)
     asked = Tuning(name=called, lora=adapter, loop=loop, **tuning)
     recipe = chat_recipe("sft", model, files, asked, samples=samples)
-    if estimate:
-        show_estimate(model, recipe, as_json)
-    else:
-        carry_out(recipe, runs, as_json)
+    start(model, recipe, runs, estimate=estimate, as_json=as_json)

@@ -1,12 +1,17 @@
-"""A model of a few thousand weights, and chats to tune it on."""
+"""A model of a few thousand weights, chats to tune it on, and a training that is cut off."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from puna.data.generators import generate_chats
 from puna.model import Llama, LlamaConfig
 from puna.tokenizer import Tokenizer
+from puna.training import loop as training_loop
 
 
 def small_model(seed: int, *, text: str = "", **changes: Any) -> tuple[Llama, Tokenizer]:
@@ -34,3 +39,23 @@ def chats_file(folder: Path) -> Path:
     path = folder / "my.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@contextmanager
+def killed_in_step(number: int) -> Iterator[None]:
+    """Training within ends in this step, counted from 0, as by a kill; else the test fails."""
+
+    class Killed(Exception):
+        pass
+
+    step = training_loop._step
+
+    def dies(*arguments: Any) -> Any:
+        if arguments[5] == number:
+            raise Killed
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_loop, "_step", dies)
+        with pytest.raises(Killed):
+            yield

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from small_models import small_model
+from small_models import killed_in_step, small_model
 
 from puna.core.errors import UsageError
 from puna.formats import load_model, save_model
-from puna.training import loop as training_loop
 from puna.workflow.recipe import Recipe
 from puna.workflow.run import run_recipe
 
@@ -92,28 +91,14 @@ def test_a_curriculum_without_stages_leaves_context_and_scaling_as_they_were(
     assert "held_out_loss" not in facts  # the average is not the model that was trained
 
 
-def test_a_stopped_run_goes_on_to_the_same_model(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_model(base: Path, tmp_path: Path) -> None:
     loop = LOOP | {"steps": 12, "checkpoint_every": 5}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     straight = carried_out(base, tmp_path / "a", loop=loop)
 
-    class Killed(Exception):
-        pass
-
-    step = training_loop._step
-
-    def dies(*arguments: Any) -> Any:
-        if arguments[5] == 7:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(training_loop, "_step", dies)
-    with pytest.raises(Killed):
+    with killed_in_step(7):
         carried_out(base, tmp_path / "b", loop=loop)
-    monkeypatch.setattr(training_loop, "_step", step)
     resumed = carried_out(base, tmp_path / "b", loop=loop)
     for figure in ("held_out_loss_before", "held_out_loss"):
         assert resumed[figure] == straight[figure]

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import chats_file, small_model
+from small_models import chats_file, killed_in_step, small_model
 
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.formats import load_model, save_model
-from puna.training import loop as training_loop
 from puna.workflow.stages.corpus import exercises
 from puna.workflow.stages.distill import DistillStage, run_distill
 from puna.workflow.stages.training import Given
@@ -49,25 +48,13 @@ def test_the_student_comes_closer_to_its_teacher_on_chats_it_never_saw(
 
 
 def test_a_stopped_distillation_goes_on_to_the_same_weights(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folders: dict[str, Path], tmp_path: Path
 ) -> None:
     data = chats_file(tmp_path)
     straight = distil(folders["student"], folders["teacher"], data, tmp_path / "a")
 
-    class Killed(Exception):
-        pass
-
-    step = training_loop._step
-
-    def dies(*arguments: Any) -> Any:
-        if arguments[5] == 7:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(training_loop, "_step", dies)
-    with pytest.raises(Killed):
+    with killed_in_step(7):
         distil(folders["student"], folders["teacher"], data, tmp_path / "b")
-    monkeypatch.setattr(training_loop, "_step", step)
     resumed = distil(folders["student"], folders["teacher"], data, tmp_path / "b")
     measured = ("divergence_before", "divergence", "held_out_losses")
     assert {k: resumed[k] for k in measured} == {k: straight[k] for k in measured}

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import small_model
+from small_models import killed_in_step, small_model
 
 from puna.core.errors import UsageError
 from puna.core.events import EventLog, read_events
 from puna.formats import save_model
-from puna.training import loop as training_loop
 from puna.workflow.stages.corpus import exercises
 from puna.workflow.stages.online import GRPOStage, PPOStage, run_grpo, run_ppo
 from puna.workflow.stages.training import Given
@@ -76,26 +75,13 @@ def test_prompts_without_a_reward_gain_too(base: Path, tmp_path: Path, method: s
 def test_a_killed_run_goes_on_to_the_same_weights(
     base: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     method: str,
     lora: dict[str, int] | None,
 ) -> None:
     straight = learn(base, tmp_path / "a" / method, method, lora=lora)
 
-    class Killed(Exception):
-        pass
-
-    step = training_loop._step
-
-    def dies(*arguments: Any) -> Any:
-        if arguments[5] == 7:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(training_loop, "_step", dies)
-    with pytest.raises(Killed):
+    with killed_in_step(7):
         learn(base, tmp_path / "b" / method, method, lora=lora)
-    monkeypatch.setattr(training_loop, "_step", step)
     resumed = learn(base, tmp_path / "b" / method, method, lora=lora)
     assert resumed["held_out_reward_before"] == straight["held_out_reward_before"]
     assert resumed["held_out_reward"] == straight["held_out_reward"]

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_models import chats_file, small_model
+from small_models import chats_file, killed_in_step, small_model
 
 from puna.alignment.qat import round_weight
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.formats import load_model, save_model
-from puna.training import loop as training_loop
 from puna.workflow.stages.corpus import exercises
 from puna.workflow.stages.qat import QATStage, run_qat
 from puna.workflow.stages.training import Given
@@ -45,27 +44,13 @@ def test_a_rounded_model_is_better_for_having_been_trained_with_the_rounding(
         assert (round_weight(weight) - weight).abs().max() < 1e-6
 
 
-def test_a_stopped_run_goes_on_to_the_same_rounded_weights(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_goes_on_to_the_same_rounded_weights(base: Path, tmp_path: Path) -> None:
     data = chats_file(tmp_path)
     short = {"loop": LOOP | {"steps": 12, "checkpoint_every": 5}}
     straight = train(base, data, tmp_path / "a", **short)
 
-    class Killed(Exception):
-        pass
-
-    step = training_loop._step
-
-    def dies(*arguments: Any) -> Any:
-        if arguments[5] == 7:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(training_loop, "_step", dies)
-    with pytest.raises(Killed):
+    with killed_in_step(7):
         train(base, data, tmp_path / "b", **short)
-    monkeypatch.setattr(training_loop, "_step", step)
     resumed = train(base, data, tmp_path / "b", **short)
     assert resumed["held_out_losses"] == straight["held_out_losses"]
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "ab"]

@@ -3,17 +3,15 @@
 import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
-from small_models import chats_file, small_model
+from small_models import chats_file, killed_in_step, small_model
 
 from puna.core.config import load_yaml
 from puna.core.errors import UsageError
 from puna.formats import load_model, save_model
 from puna.tokenizer import Message, llama31
-from puna.training import loop as training_loop
 from puna.workflow.recipe import Recipe
 from puna.workflow.run import run_recipe
 
@@ -44,22 +42,10 @@ def weights(recipe: Recipe, root: Path) -> bytes:
 def test_a_run_resumed_after_midnight_ends_with_the_weights_of_one_that_was_not(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    step = training_loop._step
-
-    def dies(*arguments: Any) -> Any:
-        if arguments[5] == 4:
-            raise Killed
-        return step(*arguments)
-
     it_is(DAY, monkeypatch)
     calm = weights(recipe, tmp_path / "calm")
-    monkeypatch.setattr(training_loop, "_step", dies)
-    with pytest.raises(Killed):
+    with killed_in_step(4):
         weights(recipe, tmp_path / "late")
-    monkeypatch.setattr(training_loop, "_step", step)
     it_is(NEXT_DAY, monkeypatch)
     assert weights(recipe, tmp_path / "late") == calm
     assert load_yaml(tmp_path / "late" / "dated" / "recipe.yaml")["date"] == "26 Nov 2026"

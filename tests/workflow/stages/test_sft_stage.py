@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import chats_file, small_model
+from small_models import chats_file, killed_in_step, small_model
 
 from puna.core.errors import UsageError
 from puna.core.events import EventLog
@@ -17,7 +17,6 @@ from puna.formats.peft import load_adapter
 from puna.inference import Engine, Request, Sampling, generate
 from puna.model import LoraConfig, add_lora
 from puna.tokenizer import Message
-from puna.training import loop as training_loop
 from puna.workflow.stages.corpus import exercises
 from puna.workflow.stages.sft import SFTStage, run_sft
 from puna.workflow.stages.training import Given
@@ -69,25 +68,13 @@ def test_the_held_out_loss_and_answers_are_seen_while_it_trains(
 
 
 def test_watching_changes_nothing_and_a_resumed_run_knows_what_was_seen(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, data: Path, tmp_path: Path
 ) -> None:
     watched, _ = tune(base, tmp_path / "a", files=[data], validations=12, samples=1)
     tune(base, tmp_path / "b", files=[data], validations=1)
 
-    class Killed(Exception):
-        pass
-
-    step = training_loop._step
-
-    def dies(*arguments: Any) -> Any:
-        if arguments[5] == 7:
-            raise Killed
-        return step(*arguments)
-
-    monkeypatch.setattr(training_loop, "_step", dies)
-    with pytest.raises(Killed):
+    with killed_in_step(7):
         tune(base, tmp_path / "c", files=[data], validations=12)
-    monkeypatch.setattr(training_loop, "_step", step)
     resumed, events = tune(base, tmp_path / "c", files=[data], validations=12)
     assert of_kind(events, "validation")[0]["step"] == 6, "the first five are not measured again"
     assert resumed["held_out_losses"] == watched["held_out_losses"]
