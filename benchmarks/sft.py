@@ -8,7 +8,9 @@ A Llama of 23.6M parameters besides its tied embedding of 8,192 tokens, or one o
 on a GPU; texts of chat length, 16 to 400 tokens, most of them short. Tokens are those of the texts,
 padding left out. Puna and TRL pack into rows of 512 and take 4 a step, on a GPU 8 of 2,048; Trainer
 takes 16 texts a step, padded to the longest. Each side runs with its defaults: Puna and TRL in
-bf16, TRL with activation checkpointing, Trainer in fp32. ``--bf16`` lets Trainer have bf16 too.
+bf16, TRL with activation checkpointing, Trainer in fp32. ``--bf16`` lets Trainer have bf16 too. On
+a GPU Puna also tunes by QLoRA of rank 16, recomputing activations, to be compared with its full
+tuning by all the memory that is held. `memory.py` does so on CPU.
 """
 
 import argparse
@@ -23,8 +25,9 @@ from harness import Claim
 
 ROW, ROWS, TEXTS_A_STEP = (2048, 8, 16) if tuning.on_gpu() else (512, 4, 16)
 STEPS = 40
+QLORA_SHARE = 0.15
 N_TEXTS = 8000 if tuning.on_gpu() else 1000
-SIDES = ("puna", "trl", "transformers")
+SIDES = ("puna", "trl", "transformers", *(["qlora"] if tuning.on_gpu() else []))
 
 
 def texts() -> list[list[int]]:
@@ -34,19 +37,24 @@ def texts() -> list[list[int]]:
     return [tuning.random_ids(rng, int(n), int(n)) for n in lengths]
 
 
-def run_puna(folder: Path) -> None:
+def run_puna(folder: Path, *, qlora: bool) -> None:
     from puna.core.events import EventLog
     from puna.data import PackedRows, write_tokens
     from puna.formats import load_model
+    from puna.model import LoraConfig, add_lora
     from puna.training import LoopConfig, RowSource, next_token, train
 
     turns = tuning.Turns()
     model, _ = load_model(folder, device=tuning.device())
+    if qlora:
+        add_lora(model, LoraConfig(base="nf4", rank=16))
+        tuning.forget_peak()  # that of reading the model in fp32
     items = [(ids, [True] * len(ids)) for ids in texts()]
     rows = PackedRows(write_tokens(folder / "tokens", items, model.config.vocab_size), ROW)
     loop = LoopConfig(
         steps=STEPS, batch_rows=ROWS, learning_rate=tuning.LEARNING_RATE, log_every=STEPS,
         checkpoint_every=STEPS, compile=tuning.on_gpu(),
+        recompute="full" if qlora else "none",
     )  # fmt: skip
     batches = RowSource(rows, 1, loop)
     counts: list[int] = []
@@ -58,7 +66,7 @@ def run_puna(folder: Path) -> None:
         return made
 
     train(
-        model, next_token, source, loop, folder / "sft-points", EventLog(),
+        model, next_token, source, loop, folder / f"sft-points-{qlora}", EventLog(),
         after_step=lambda _step, _model: turns.end(counts.pop(0)),
     )  # fmt: skip
 
@@ -119,6 +127,7 @@ def run_peer(folder: Path, side: str, *, bf16: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--folder", type=Path, help="keep the model here, or use the one that is")
     parser.add_argument("--shape", choices=tuning.SHAPES, default="small")
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -126,8 +135,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps in place of five")
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
-    if arguments.side == "puna":
-        run_puna(arguments.folder)
+    if arguments.side in ("puna", "qlora"):
+        run_puna(arguments.folder, qlora=arguments.side == "qlora")
         return
     if arguments.side:
         run_peer(arguments.folder, arguments.side, bf16=arguments.bf16)
@@ -136,10 +145,13 @@ def main() -> None:
         folder = arguments.folder or Path(scratch)
         n_params = tuning.build_folder(folder, arguments.vocabulary, arguments.shape)
         mode = ["--bf16"] if arguments.bf16 else []
-        commands = {s: [__file__, "--side", s, "--folder", str(folder), *mode] for s in SIDES}
+        commands = {
+            s: [__file__, "--side", s, "--folder", str(folder), *mode] for s in arguments.sides
+        }
         found = tuning.measure(commands, 2 if arguments.quick else 5)
     tuning.show(found)
-    memory = {side: tuning.working_bytes(found[side], n_params) / 1e9 for side in found}
+    full = [side for side in found if side != "qlora"]
+    memory = {side: tuning.working_bytes(found[side], n_params) / 1e9 for side in full}
     report = {"machine": tuning.machine(), "sides": found, "working_gb": memory}
     aims = {"trl": ("packed", 1.5, "TRL"), "transformers": ("chat-length rows", 3.0, "Trainer")}
     claims: list[Claim] = [
@@ -147,6 +159,10 @@ def main() -> None:
         for side, (what, least, peer) in aims.items()
         if {"puna", side} <= found.keys()
     ]
+    if {"puna", "qlora"} <= found.keys():
+        held = {side: found[side]["grown_bytes"] for side in ("puna", "qlora")}
+        claims.append(Claim("QLoRA: bytes held at most", held["qlora"], QLORA_SHARE,
+                            held["puna"], "full tuning", at_most=True))  # fmt: skip
     harness.finish(report, claims, arguments.json)
 
 

@@ -89,6 +89,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def forget_peak() -> None:
+    """Let `peak_bytes` of the GPU count from now."""
+    if on_gpu():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def resident_bytes() -> int:
     """Memory of this process that is in use now; of the GPU where there is one."""
     if on_gpu():

@@ -25,14 +25,19 @@ def _cast(tensor: Tensor, dtype: torch.dtype, unit: Tensor | None = None) -> tup
     return (tensor.float() * unit.reciprocal()).to(dtype), unit
 
 
-def _product(left: Tensor, right: Tensor, scales: tuple[Tensor, Tensor]) -> Tensor:
-    """``left @ right.T`` in bf16; both have their rows side by side in memory."""
+def _product(
+    left: Tensor,
+    right: Tensor,
+    scales: tuple[Tensor, Tensor],
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """``left @ right.T`` in bf16 or fp32; both have their rows side by side in memory."""
     out: Tensor = torch._scaled_mm(
         left,
         right.t(),
         scale_a=scales[0],
         scale_b=scales[1],
-        out_dtype=torch.bfloat16,
+        out_dtype=dtype,
         use_fast_accum=True,
     )
     return out
@@ -58,7 +63,7 @@ class _Float8Linear(torch.autograd.Function):
             of_x = _product(grad8, weight8.t().contiguous(), (grad_scale, weight_scale))
         if ctx.needs_input_grad[1]:
             turned = grad8.t().contiguous(), x8.t().contiguous()
-            of_weight = _product(*turned, (grad_scale, x_scale)).to(weight_oi.dtype)
+            of_weight = _product(*turned, (grad_scale, x_scale), weight_oi.dtype)
         return of_x, of_weight
 
 
