@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from puna.core.errors import UsageError
-from puna.data.chats import parse_messages
 from puna.inference.engine import Engine
 from puna.inference.generate import joined
 from puna.inference.request import Delta, Request
@@ -148,6 +147,8 @@ def _prompt(entry: Record) -> str | tuple[Message, ...]:
     if ("prompt" in entry) == ("messages" in entry):
         raise UsageError('give "prompt" or "messages"')
     if "messages" in entry:
+        from puna.data.chats import parse_messages  # what a single prompt starts without
+
         return parse_messages({"messages": entry.pop("messages")}, "messages")
     prompt = entry.pop("prompt")
     if not isinstance(prompt, str):

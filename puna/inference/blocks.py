@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from puna.inference.attention import attend_one
+from puna.inference.attention import attend_one, fusion_barrier
 from puna.inference.cache import PagedLayer, PagedView
 from puna.inference.compiled import Step
-from puna.inference.weights import Int8Rows, JoinedAttention, quantised_rows
+from puna.inference.rotation import spread
+from puna.inference.weights import Int8Rows, JoinedAttention, quantised_rows, scaled_rows
 from puna.model.linear import rms_norm
 from puna.model.llama import swiglu
 
@@ -109,7 +110,7 @@ class Between:
     Args:
         attention: of any layer.
         eps: of the norms.
-        rounded: whether products take rounded rows, all but the last.
+        rounded: whether products take rounded rows.
         facts: see `Step`.
     """
 
@@ -123,7 +124,7 @@ class Between:
             return quantised_rows(x) if rounded else (x,)
 
         def whole(product: Tensor, *scale: Tensor) -> Tensor:
-            return (product.float() * scale[0]).to(product.dtype) if rounded else product
+            return scaled_rows(product, scale[0]) if rounded else product
 
         def enter(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
             return ready(rms_norm(x, weight, eps))
@@ -137,11 +138,15 @@ class Between:
             x = x + whole(out, *scale)
             return x, *enter(x, weight)
 
-        def activate(gate_up: Tensor, *scale: Tensor) -> Tensor:
-            return swiglu(*whole(gate_up, *scale).chunk(2, -1))
+        def activate(gate_up: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+            if not rounded:
+                return (swiglu(*gate_up.chunk(2, -1)),)
+            scale, factor = more
+            made = fusion_barrier(swiglu(*whole(gate_up, scale).chunk(2, -1)).float())
+            return ready(spread(made, factor))
 
-        def leave(x: Tensor, out: Tensor) -> Tensor:
-            return x + out
+        def leave(x: Tensor, out: Tensor, *scale: Tensor) -> Tensor:
+            return x + whole(out, *scale)
 
         rows = [0]
         step = partial(Step, facts=facts)
@@ -152,7 +157,7 @@ class Between:
         self._mix = step("mix", function=mix, varying={**_CACHE, **by_row, 9: [0, 1]})
         self._turn = step("turn", function=turn, varying={0: rows, 1: rows, 3: rows})
         self._activate = step("activate", function=activate, varying={0: rows, 1: rows})
-        self._leave = step("leave", function=leave, varying={0: rows, 1: rows})
+        self._leave = step("leave", function=leave, varying={0: rows, 1: rows, 2: rows})
 
     def run(
         self,
@@ -179,8 +184,10 @@ class Between:
         weight = block.post_attention_layernorm.weight
         x, rows, *scale = self._turn(x, out, weight, *mixed_scale)
         gate_up = self._product(block.mlp.gate_up_proj, rows)
-        out = block.mlp.down_proj(self._activate(gate_up, *scale))
-        result: Tensor = self._leave(x, out)
+        down = block.mlp.down_proj
+        more = [*scale, down.factor] if self._rounded else []
+        rows, *scale = self._activate(gate_up, *more)
+        result: Tensor = self._leave(x, self._product(down, rows), *scale)
         return result.view_as(x_btd)
 
     def _product(self, module: Any, rows: Tensor) -> Tensor:

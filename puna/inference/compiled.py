@@ -16,6 +16,7 @@ from torch.func import functional_call
 from puna.inference.attention import attend_one
 from puna.inference.kept_code import CodeShelf
 from puna.inference.shortcut import Shortcut
+from puna.inference.weights import Int8Rows, quantised_rows, scaled_rows
 
 _OPTIONS: dict[str, Any] = {
     "guard_filter_fn": lambda guards: [False for _ in guards],
@@ -78,7 +79,7 @@ def _compile(function: Callable[..., Any], args: Sequence[Any]) -> Callable[...,
 
 
 class CompiledHead(nn.Module):
-    """The head, compiled for one row."""
+    """The head, compiled for one row; for several only what follows a product of integers."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -90,9 +91,14 @@ class CompiledHead(nn.Module):
             return functional_call(head, dict(zip(state, tensors, strict=True)), (x,))
 
         self._step = Step("head", repr(head), call)
+        self._scaled = Step("scaled", "", scaled_rows, {0: [0], 1: [0]})
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > x.shape[-1]:
+            if isinstance(self.head, Int8Rows) and x.ndim == 2:
+                rows, scale = quantised_rows(x)
+                scaled: Tensor = self._scaled(self.head.multiply(rows), scale)
+                return scaled
             result: Tensor = self.head(x)
             return result
         # bf16 after a prompt, fp32 after a token

@@ -12,8 +12,8 @@ class EngineConfig(Config):
 
     weights: Literal["auto", "fp32", "bf16", "int8", "int4", "w8a8"] = "auto"
     """Format of the weights; auto is that in which the model computes. int8 and int4 round the
-    weights only: the smallest and fastest for one text. w8a8 rounds activations too, but for
-    the last product of a block: on CPU the fastest for prompts and for many texts at once."""
+    weights only: the smallest and fastest for one text. w8a8 rounds activations too: on CPU
+    the fastest for prompts and for many texts at once."""
     max_rows: int = Field(default=64, ge=1)
     """Most requests decoded together."""
     page_size: int = Field(default=32, ge=1)

@@ -9,9 +9,45 @@ weights that read it, costs nothing at run time and evens the channels out (QuaR
 import torch
 from torch import Tensor
 
+from puna.inference.attention import fusion_barrier
 from puna.model import Llama
 
 _HADAMARD = 128  # the largest such factor: a product with it costs little for any width
+_SPREAD, _VECTOR = 8, 16  # channels mixed at a time, and numbers side by side that stay so
+
+
+def hadamard(order: int) -> Tensor:
+    """The symmetric orthogonal matrix of entries of one magnitude; ``order`` is a power of two."""
+    matrix = torch.ones(1, 1)
+    while len(matrix) < order:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix / order**0.5
+
+
+def spreading(size: int) -> Tensor:
+    """The factor that `spread` mixes ``size`` channels with."""
+    return hadamard(min(size & -size, _SPREAD))
+
+
+def spread(x: Tensor, factor: Tensor) -> Tensor:
+    """``x`` (..., size), fp32, turned at run time so that an outlier is shared by 64 channels.
+
+    Two passes mix eight channels each, far apart and then close together: far less work than a
+    product with a matrix of order 64. A weight turned alike gives the same product.
+
+    Args:
+        factor: from `spreading`.
+    """
+    order = len(factor)
+    far = x.shape[-1] // order
+    for apart in (far, min(far & -far, _VECTOR)):
+        blocks = x.unflatten(-1, (-1, order, apart))
+        if torch.compiler.is_compiling():  # a loop over whole vectors
+            mixed = fusion_barrier((factor[:, :, None] * blocks.unsqueeze(-3)).sum(-2))
+        else:
+            mixed = factor @ blocks
+        x = mixed.flatten(-3)
+    return x
 
 
 class Rotation:
@@ -25,11 +61,7 @@ class Rotation:
         generator = torch.Generator().manual_seed(size)
         self._signs = (torch.randint(0, 2, (size,), generator=generator) * 2.0 - 1).to(device)
         power = min(size & -size, _HADAMARD)
-        hadamard = torch.ones(1, 1)
-        while len(hadamard) < power:
-            hadamard = torch.cat((torch.cat((hadamard, hadamard), 1),
-                                  torch.cat((hadamard, -hadamard), 1)))  # fmt: skip
-        self._hadamard = (hadamard / power**0.5).to(device)
+        self._hadamard = hadamard(power).to(device)
         rest = torch.randn(size // power, size // power, dtype=torch.float64, generator=generator)
         self._rest = torch.linalg.qr(rest).Q.float().to(device)
 

@@ -70,7 +70,8 @@ class Runner:
         twin, head = ready_for_inference(
             model, self.weights, packed_copy=self._packed_copy, head=self._head
         )
-        if self._packed_copy:  # memory is ample, and no weights are shared with training
+        # memory is ample, no weights are shared with training, and compiled code will read them
+        if self._packed_copy and self._compiled:
             move_to_huge_pages([twin, head])
         self.model, self.head = twin, head
         turned = self.weights == "w8a8"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
-from puna.inference.rotation import rotated
+from puna.inference.rotation import rotated, spread, spreading
 from puna.model import Llama, LlamaConfig
 from puna.model.attention import Attention
 from puna.model.llama import FeedForward
@@ -86,6 +86,11 @@ def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return ((wide / scale).round() + 128).to(torch.uint8), scale
 
 
+def scaled_rows(product_no: Tensor, scale_n1: Tensor) -> Tensor:
+    """What `Int8Rows.multiply` gave, with the scales of its rows."""
+    return (product_no.float() * scale_n1).to(product_no.dtype)
+
+
 class Int8Rows(Int8):
     """A product of 8-bit weights with rows rounded to 8 bits, in integers."""
 
@@ -106,7 +111,21 @@ class Int8Rows(Int8):
         rows, scale = quantised_rows(x.reshape(-1, x.shape[-1]))
         if _one_row(x):  # the same numbers as below, read as fast as memory gives them
             return super().forward(((rows.float() - 128) * scale).to(x.dtype).view_as(x))
-        return (self.multiply(rows).float() * scale).to(x.dtype).view(*x.shape[:-1], -1)
+        return scaled_rows(self.multiply(rows), scale).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class SpreadInt8Rows(Int8Rows):
+    """`Int8Rows` for what SwiGLU makes: its outliers are spread before they are rounded."""
+
+    factor: Tensor
+
+    def __init__(self, weight_oi: Tensor) -> None:
+        factor = spreading(weight_oi.shape[1]).to(weight_oi.device)
+        super().__init__(spread(weight_oi.float(), factor))
+        self.register_buffer("factor", factor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(spread(fusion_barrier(x).float(), self.factor)).to(x.dtype)
 
 
 class Int4(nn.Module):
@@ -239,9 +258,8 @@ def ready_for_inference(
             gate_up = layer(f"{mlp}.gate_proj", f"{mlp}.up_proj")
             block.mlp = JoinedFeedForward(model.config, gate_up)
         block.self_attn.o_proj = layer(f"{attention}.o_proj")
-        if weights == "w8a8":  # what it reads, after SwiGLU, has outliers that 8 bits do not hold
-            down = own[f"{mlp}.down_proj.weight"].to(dtype)
-            block.mlp.down_proj = Dense(down, packed_copy=packed_copy)
+        if weights == "w8a8":
+            block.mlp.down_proj = SpreadInt8Rows(own[f"{mlp}.down_proj.weight"].detach())
         else:
             block.mlp.down_proj = layer(f"{mlp}.down_proj")
     rows = (twin if dense else model).head_weight().detach() if head is None else head

@@ -25,7 +25,7 @@ def read_folder(folder: Path) -> tuple[Backend, Json]:
     _check_byte_level(pipeline, path)
     _plain(pipeline)
     try:
-        backend = Backend.from_str(json.dumps(pipeline))
+        backend = Backend.from_str(json.dumps(pipeline, ensure_ascii=False))  # plain is faster
     except Exception as error:  # the library raises the base class and no other
         raise UsageError(f"{path}: `tokenizers` refuses it ({error}): save it again") from error
     return backend, _read_config(folder)

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from puna.inference import Engine, EngineConfig
-from puna.inference.rotation import Basis, Rotation, rotated, unrotated_hidden
+from puna.inference.rotation import (
+    Basis,
+    Rotation,
+    rotated,
+    spread,
+    spreading,
+    unrotated_hidden,
+)
+from puna.inference.weights import Int8Rows, SpreadInt8Rows
 from puna.model import Llama, LlamaConfig
 from puna.tokenizer import Tokenizer
 
@@ -22,6 +30,33 @@ def test_a_rotation_spreads_one_large_channel_over_all() -> None:
     x = torch.zeros(576)
     x[17] = 24.0
     assert Rotation(576, torch.device("cpu")).apply(x).abs().max() < 24.0 / 4
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 96, 704, 1536, 14336])
+def test_spreading_is_orthogonal_and_the_same_compiled(size: int) -> None:
+    factor = spreading(size)
+    left, right = torch.randn(3, size), torch.randn(5, size)
+    spread_left, spread_right = spread(left, factor), spread(right, factor)
+    torch.testing.assert_close(spread_left @ spread_right.T, left @ right.T, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(spread, fullgraph=True)(left, factor)
+    torch.testing.assert_close(compiled, spread_left, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1536, 8192, 14336])
+def test_spreading_shares_an_outlier_among_64_channels(size: int) -> None:
+    channels = torch.eye(size)[:: size // 48]
+    magnitudes = spread(channels, spreading(size)).abs()
+    assert ((magnitudes > 0).sum(-1) == 64).all()
+    torch.testing.assert_close(magnitudes.amax(-1), torch.full((len(channels),), 1 / 8))
+
+
+def test_products_of_8_bits_are_closer_where_outliers_are_spread() -> None:
+    torch.manual_seed(1)
+    weight, x = torch.randn(64, 1536) * 0.02, torch.randn(40, 1536)
+    x[:, 700] *= 300.0
+    exact = x @ weight.T
+    plain, even = (kind(weight)(x) for kind in (Int8Rows, SpreadInt8Rows))
+    assert (even - exact).norm() < 0.4 * (plain - exact).norm()
 
 
 @pytest.mark.parametrize("tied", [True, False])
