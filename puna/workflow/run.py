@@ -1,7 +1,7 @@
 """A recipe carried out: stage after stage, into a run folder."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from puna.core.devices import default_device, describe_machine
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.files import sha256_value, write_text
+from puna.core.hold import HELD, held
 from puna.formats import load_model
 from puna.model import Llama
 from puna.parallel import here
@@ -109,21 +110,25 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
     ``report.html``. Of several processes all come here; the first one writes and reports.
     """
     folder, mesh = root / recipe.name, here()
-    recipe = recipe.model_copy(update={"date": mesh.on_first(partial(_prepare, folder, recipe))})
-    reported = _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog())
-    with written_on(recipe.date), reported as events:
-        events.emit("run_start", name=recipe.name, machine=describe_machine())
-        run = Run(recipe, folder, events, exercises(recipe.kinds))
-        _stages(run)
-        summary = mesh.on_first(partial(_conclude, run))
-        events.emit("run_end", name=recipe.name)
-        return summary
+    with ExitStack() as holding:
+        date = mesh.on_first(partial(_prepare, folder, recipe, holding))
+        recipe = recipe.model_copy(update={"date": date})
+        reported = _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog())
+        with written_on(date), reported as events:
+            events.emit("run_start", name=recipe.name, machine=describe_machine())
+            run = Run(recipe, folder, events, exercises(recipe.kinds))
+            _stages(run)
+            summary = mesh.on_first(partial(_conclude, run))
+            events.emit("run_end", name=recipe.name)
+            return summary
 
 
-def _prepare(folder: Path, recipe: Recipe) -> str:
-    """Make the run's folder, with the recipe in it; returns the run's date."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / EVENTS).exists():
+def _prepare(folder: Path, recipe: Recipe, holding: ExitStack) -> str:
+    """Make the run's folder, hold it, and put the recipe in it; returns the run's date."""
+    made = (folder / EVENTS).exists() or (folder / HELD).exists()
+    if folder.exists() and any(folder.iterdir()) and not made:
         raise UsageError(f"{folder} was not made by puna: choose another name or --runs")
+    holding.enter_context(held(folder))
     kept = folder / RECIPE
     begun = load_yaml(kept).get("date") if kept.exists() else None
     if begun and recipe.date not in ("", begun):

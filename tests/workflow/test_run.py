@@ -9,6 +9,7 @@ from rich.console import Console
 
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import read_events
+from puna.core.hold import HELD, held
 from puna.formats import load_model
 from puna.training import checkpoint
 from puna.workflow.run import run_recipe
@@ -180,6 +181,14 @@ def test_a_folder_of_another_making_is_left_alone(recipe_file: Path, tmp_path: P
     with pytest.raises(UsageError, match="was not made by puna"):
         run(recipe_file)
     assert mine.read_text() == "precious"
+
+
+def test_two_runs_do_not_share_a_folder(recipe_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    with held(folder), pytest.raises(UsageError, match=f"works in {folder}: wait for its end"):
+        run(recipe_file)
+    assert [item.name for item in folder.iterdir()] == [HELD]
+    run(recipe_file)
 
 
 def test_a_base_inside_the_run_folder_is_refused_and_kept(
