@@ -37,18 +37,18 @@ def texts() -> list[list[int]]:
     return [tuning.random_ids(rng, int(n), int(n)) for n in lengths]
 
 
-def run_puna(folder: Path, *, qlora: bool) -> None:
+def run_puna(folder: Path, side: str) -> None:
     from puna.core.events import EventLog
     from puna.data import PackedRows, write_tokens
     from puna.formats import load_model
     from puna.model import LoraConfig, add_lora
     from puna.training import LoopConfig, RowSource, next_token, train
 
-    turns = tuning.Turns()
-    model, _ = load_model(folder, device=tuning.device())
-    if qlora:
+    turns, qlora = tuning.Turns(), side == "qlora"
+    model, _ = load_model(folder, device="cpu" if qlora else tuning.device())
+    if qlora:  # as `puna sft` does: in fp32 the base never lies on the GPU
         add_lora(model, LoraConfig(base="nf4", rank=16))
-        tuning.forget_peak()  # that of reading the model in fp32
+        model.to(tuning.device())
     items = [(ids, [True] * len(ids)) for ids in texts()]
     rows = PackedRows(write_tokens(folder / "tokens", items, model.config.vocab_size), ROW)
     loop = LoopConfig(
@@ -66,7 +66,7 @@ def run_puna(folder: Path, *, qlora: bool) -> None:
         return made
 
     train(
-        model, next_token, source, loop, folder / f"sft-points-{qlora}", EventLog(),
+        model, next_token, source, loop, folder / f"{side}-points", EventLog(),
         after_step=lambda _step, _model: turns.end(counts.pop(0)),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
     if arguments.side in ("puna", "qlora"):
-        run_puna(arguments.folder, qlora=arguments.side == "qlora")
+        run_puna(arguments.folder, arguments.side)
         return
     if arguments.side:
         run_peer(arguments.folder, arguments.side, bf16=arguments.bf16)
@@ -148,7 +148,7 @@ def main() -> None:
         commands = {
             s: [__file__, "--side", s, "--folder", str(folder), *mode] for s in arguments.sides
         }
-        found = tuning.measure(commands, 2 if arguments.quick else 5)
+        found = tuning.measure(commands, 2 if arguments.quick else 5, ours=("puna", "qlora"))
     tuning.show(found)
     full = [side for side in found if side != "qlora"]
     memory = {side: tuning.working_bytes(found[side], n_params) / 1e9 for side in full}

@@ -33,14 +33,18 @@ def spread(x: Tensor, factor: Tensor) -> Tensor:
     """``x`` (..., size), fp32, turned at run time so that an outlier is shared by 64 channels.
 
     Two passes mix eight channels each, far apart and then close together: far less work than a
-    product with a matrix of order 64. A weight turned alike gives the same product.
+    product with a matrix of order 64. A weight turned alike gives the same product. Sizes that are
+    no multiple of 64 have shorter passes, or one.
 
     Args:
         factor: from `spreading`.
     """
     order = len(factor)
     far = x.shape[-1] // order
-    for apart in (far, min(far & -far, _VECTOR)):
+    near = min(far & -far, _VECTOR)
+    while near > 1 and order * near > far:  # channels that met in one pass must not in the other
+        near //= 2
+    for apart in (far, near) if order * near <= far else (far,):
         blocks = x.unflatten(-1, (-1, order, apart))
         if torch.compiler.is_compiling():  # a loop over whole vectors
             mixed = fusion_barrier((factor[:, :, None] * blocks.unsqueeze(-3)).sum(-2))

@@ -32,7 +32,7 @@ def test_a_rotation_spreads_one_large_channel_over_all() -> None:
     assert Rotation(576, torch.device("cpu")).apply(x).abs().max() < 24.0 / 4
 
 
-@pytest.mark.parametrize("size", [1, 7, 64, 96, 704, 1536, 14336])
+@pytest.mark.parametrize("size", [1, 7, 8, 64, 96, 704, 1536, 14336])
 def test_spreading_is_orthogonal_and_the_same_compiled(size: int) -> None:
     factor = spreading(size)
     left, right = torch.randn(3, size), torch.randn(5, size)
@@ -42,9 +42,9 @@ def test_spreading_is_orthogonal_and_the_same_compiled(size: int) -> None:
     torch.testing.assert_close(compiled, spread_left, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [1536, 8192, 14336])
+@pytest.mark.parametrize("size", [64, 128, 256, 512, 704, 768, 1536, 2816, 8192, 14336])
 def test_spreading_shares_an_outlier_among_64_channels(size: int) -> None:
-    channels = torch.eye(size)[:: size // 48]
+    channels = torch.eye(size)[:: max(1, size // 48)]
     magnitudes = spread(channels, spreading(size)).abs()
     assert ((magnitudes > 0).sum(-1) == 64).all()
     torch.testing.assert_close(magnitudes.amax(-1), torch.full((len(channels),), 1 / 8))
