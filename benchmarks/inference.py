@@ -297,8 +297,11 @@ def seconds_to_letters(compiler_cache: str, mode: str) -> dict[str, float]:
     for item in cache_folder().iterdir():
         if item.name != "compiled" and not (own / item.name).exists():
             (own / item.name).symlink_to(item)
-    caches = {"TORCHINDUCTOR_CACHE_DIR": compiler_cache, "PUNA_CACHE": str(own)}
-    caches |= {"PYTHONDONTWRITEBYTECODE": ""}  # as in a person's shell: compiled once, then read
+    caches = {
+        "TORCHINDUCTOR_CACHE_DIR": compiler_cache,
+        "PUNA_CACHE": str(own),
+        "PYTHONDONTWRITEBYTECODE": "",  # as in a person's shell: compiled once, then read
+    }
     started = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, *GENERATE, "--max-new-tokens", str(NEW), mode],

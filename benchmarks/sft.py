@@ -27,7 +27,8 @@ ROW, ROWS, TEXTS_A_STEP = (2048, 8, 16) if tuning.on_gpu() else (512, 4, 16)
 STEPS = 40
 QLORA_SHARE = 0.15
 N_TEXTS = 8000 if tuning.on_gpu() else 1000
-SIDES = ("puna", "trl", "transformers", *(["qlora"] if tuning.on_gpu() else []))
+OURS = ("puna", "qlora") if tuning.on_gpu() else ("puna",)
+SIDES = (*OURS, "trl", "transformers")
 
 
 def texts() -> list[list[int]]:
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two steps in place of five")
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
-    if arguments.side in ("puna", "qlora"):
+    if arguments.side in OURS:
         run_puna(arguments.folder, arguments.side)
         return
     if arguments.side:
@@ -148,7 +149,7 @@ def main() -> None:
         commands = {
             s: [__file__, "--side", s, "--folder", str(folder), *mode] for s in arguments.sides
         }
-        found = tuning.measure(commands, 2 if arguments.quick else 5, ours=("puna", "qlora"))
+        found = tuning.measure(commands, 2 if arguments.quick else 5, ours=OURS)
     tuning.show(found)
     full = [side for side in found if side != "qlora"]
     memory = {side: tuning.working_bytes(found[side], n_params) / 1e9 for side in full}

@@ -2,17 +2,13 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from puna.core.errors import UsageError
 from puna.core.files import explain_os_errors
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 HELD = ".held"
 
@@ -28,14 +24,17 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / HELD, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if fcntl is not None:
-            _lock(descriptor, folder)
+        _lock(descriptor, folder)
         yield
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    import fcntl  # not on Windows
+
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:

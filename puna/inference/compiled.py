@@ -95,7 +95,7 @@ class CompiledHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.numel() > x.shape[-1]:
-            if isinstance(self.head, Int8Rows) and x.ndim == 2:
+            if isinstance(self.head, Int8Rows):
                 rows, scale = quantised_rows(x)
                 scaled: Tensor = self._scaled(self.head.multiply(rows), scale)
                 return scaled
