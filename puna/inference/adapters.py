@@ -227,7 +227,7 @@ class _Product:
 def _products(model: Llama, running: _Pass) -> dict[str, _Product]:
     """The products of the model's blocks by name."""
     shapes = _shapes(model.config)
-    like = model.model.embed_tokens.weight
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
     found = {}
     for name, module in model.named_modules():
         stem, _, last = name.rpartition(".")

@@ -23,7 +23,7 @@ from puna.inference.rows import Queue, Row
 from puna.inference.runner import Runner
 from puna.inference.sampler import choose, top_logprobs
 from puna.inference.speculation import Drafter, DraftModel, LookUp
-from puna.inference.weights import Weights, compute_dtype
+from puna.inference.weights import Weights, activation_dtype
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
 
@@ -444,8 +444,10 @@ def _weights(config: EngineConfig, dtype: torch.dtype) -> Weights:
 def _n_pages(config: EngineConfig, model: Llama, weights: Weights) -> int:
     tokens = config.cache_tokens
     if tokens is None:
-        dtype = torch.int8 if config.cache_weights == "int8" else compute_dtype(weights)
-        each = PagedStore.bytes_per_token(model.config, dtype)
+        activations = activation_dtype(weights, model.device.type)
+        each = PagedStore.bytes_per_token(
+            model.config, torch.int8 if config.cache_weights == "int8" else activations
+        )
         if model.device.type == "cuda":
             free = torch.cuda.mem_get_info(model.device)[0]
         else:
@@ -459,11 +461,12 @@ def load_engine(
 ) -> Engine:
     """The model called ``name`` (see `load_model`) in an engine, on the GPU where there is one.
 
-    Weights "auto" are bf16 where the hardware has it, else fp32.
+    Weights "auto" are bf16, on a GPU without bf16 fp32.
     """
     config = config or EngineConfig()
     device = default_device()
-    bf16 = config.weights == "bf16" or (config.weights == "auto" and fast_bf16(device.type))
+    smaller = device.type == "cpu" or fast_bf16(device.type)  # a CPU reads half as much
+    bf16 = config.weights == "bf16" or (config.weights == "auto" and smaller)
     dtype = torch.bfloat16 if bf16 else torch.float32  # integers come from unrounded weights
     if config.tensor_parallel > 1:
         return _shared_engine(name, config, dtype, device, draft)
@@ -471,9 +474,8 @@ def load_engine(
     if device.type == "cpu":
         keep_freed_memory()
         if config.packed_copy is None:
-            ample = (
-                model.config.n_params() * dtype.itemsize < psutil.virtual_memory().available // 4
-            )
+            need = model.config.n_params() * torch.float32.itemsize
+            ample = need < psutil.virtual_memory().available // 4
             config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)

@@ -13,7 +13,7 @@ from puna.inference.cache import PagedStore
 from puna.inference.compiled import CompiledAttention, CompiledHead
 from puna.inference.graphs import GraphedDecoding
 from puna.inference.rotation import unrotated_hidden
-from puna.inference.weights import Weights, compute_dtype, ready_for_inference
+from puna.inference.weights import Weights, activation_dtype, ready_for_inference
 from puna.model import Llama
 
 
@@ -45,7 +45,7 @@ class Runner:
         head: Tensor | None = None,
     ) -> None:
         self.weights = weights
-        self.dtype = compute_dtype(weights)
+        self.dtype = activation_dtype(weights, model.device.type)
         self._head = head
         on_cpu = model.device.type == "cpu"
         self._compiled = compiled and on_cpu

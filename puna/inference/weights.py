@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from puna.core.devices import fast_bf16, fast_int8
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
 from puna.inference.rotation import rotated, spread, spreading
@@ -37,24 +38,24 @@ def _one_row(x: Tensor) -> bool:
 
 
 class Dense(nn.Module):
-    """A product with weights as they are.
+    """A product with weights as they are, in the data type of its input.
 
     Args:
         weight_oi: the weights.
-        packed_copy: whether to keep them a second time in oneDNN's own layout.
+        packed: the same in the inputs' data type, to keep a second time in oneDNN's own layout.
     """
 
-    def __init__(self, weight_oi: Tensor, *, packed_copy: bool) -> None:
+    def __init__(self, weight_oi: Tensor, packed: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_oi, requires_grad=False)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_oi) if packed_copy else None
+        self.packed = None if packed is None else torch.ops.mkldnn._reorder_linear_weight(packed)
 
     def forward(self, x: Tensor) -> Tensor:
         if _one_row(x):
             return _matrix_vector(self.weight, x).to(x.dtype)
         if self.packed is not None and not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 class Int8(nn.Module):
@@ -73,9 +74,9 @@ class Int8(nn.Module):
         if _one_row(x):
             return (_matrix_vector(self.weight, x) * self.scale).to(x.dtype)
         if not x.is_cuda and x.shape[:-1].numel() <= PACKED_ROWS:
-            rows = x.reshape(-1, x.shape[-1])
-            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.to(x.dtype))
-            return out.view(*x.shape[:-1], -1)
+            rows = x.reshape(-1, x.shape[-1]).bfloat16()  # fp32 is far slower in this kernel
+            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
+            return out.view(*x.shape[:-1], -1).to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
 
 
@@ -92,18 +93,27 @@ def scaled_rows(product_no: Tensor, scale_n1: Tensor) -> Tensor:
 
 
 class Int8Rows(Int8):
-    """A product of 8-bit weights with rows rounded to 8 bits, in integers."""
+    """A product of 8-bit weights with rows rounded to 8 bits, in integers.
+
+    Where the processor has no fast one the integers are multiplied in fp32.
+    """
 
     def __init__(self, weight_oi: Tensor) -> None:
         super().__init__(weight_oi)
-        self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
+        self._packed: Tensor | None = None
+        if fast_int8():
+            self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
         self._zeros = torch.zeros(len(self.weight), dtype=torch.int64)
+        self._made = activation_dtype("w8a8", "cpu")
 
     def multiply(self, rows_ni: Tensor) -> Tensor:
-        """Products (n, o), bf16, of rows from `quantised_rows`; their scales are still missing."""
+        """Products (n, o) of rows from `quantised_rows`; their scales are still missing."""
+        if self._packed is None:
+            product = F.linear(rows_ni.float() - 128, self.weight.float()) * self.scale
+            return product.to(self._made)
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             rows_ni, 1.0, 128, self._packed, self.scale, self._zeros,
-            None, 1.0, 0, torch.bfloat16, "none", [], "",
+            None, 1.0, 0, self._made, "none", [], "",
         )  # fmt: skip
         return out
 
@@ -155,19 +165,21 @@ class Int4(nn.Module):
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def _layer(weight_oi: Tensor, weights: Weights, *, packed_copy: bool) -> nn.Module:
+def _layer(weight_oi: Tensor, weights: Weights, packed: torch.dtype | None) -> nn.Module:
+    """The product with these weights; ``packed`` is the data type of a dense one's second copy."""
     if weights == "int8":
         return Int8(weight_oi)
     if weights == "w8a8":
         return Int8Rows(weight_oi)
     if weights == "int4":
         return Int4(weight_oi)
-    return Dense(weight_oi, packed_copy=packed_copy)
+    return Dense(weight_oi, None if packed is None else weight_oi.to(packed))
 
 
-def compute_dtype(weights: Weights) -> torch.dtype:
-    """Data type of activations; the integer kernels want bf16."""
-    return torch.float32 if weights == "fp32" else torch.bfloat16
+def activation_dtype(weights: Weights, device_type: str) -> torch.dtype:
+    """Data type of activations: bf16, but for weights in fp32 or where bf16 has no hardware."""
+    bf16 = weights != "fp32" and fast_bf16(device_type)
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 class JoinedAttention(Attention):
@@ -228,10 +240,13 @@ def ready_for_inference(
         _check_w8a8(model)
         model = rotated(model)
     dense = weights in ("fp32", "bf16")
-    dtype = compute_dtype(weights)
+    stored = torch.float32 if weights == "fp32" else torch.bfloat16
+    activations = activation_dtype(weights, model.device.type)
+    packed = activations if packed_copy else None
     with torch.device("meta"):
         twin = Llama(model.config)
-    state = {name: tensor.detach().to(dtype) for name, tensor in model.state_dict().items()}
+    twin.compute_dtype = activations
+    state = {name: tensor.detach().to(stored) for name, tensor in model.state_dict().items()}
     twin.load_state_dict(state, assign=True)
     twin.requires_grad_(requires_grad=False).eval()
 
@@ -241,7 +256,7 @@ def ready_for_inference(
     def layer(*names: str) -> nn.Module:
         parts = [own[f"{name}.weight"].detach() for name in names]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return _layer(joined, weights, packed_copy=packed_copy)
+        return _layer(joined, weights, packed)
 
     shared = dense and not packed_copy
     block: Any
@@ -264,7 +279,7 @@ def ready_for_inference(
             block.mlp.down_proj = layer(f"{mlp}.down_proj")
     rows = (twin if dense else model).head_weight().detach() if head is None else head
     # a head of 4 bits would decide tokens too roughly
-    made = _layer(rows, "int8" if weights == "int4" else weights, packed_copy=packed_copy)
+    made = _layer(rows, "int8" if weights == "int4" else weights, packed)
     twin.lm_head = None
     return twin, made
 

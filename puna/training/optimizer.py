@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from puna.parallel.gradients import is_spread, settle, total_norm
+from puna.parallel.gradients import settle, total_norm
 from puna.parallel.parallelize import Parallel
 from puna.training.adamw8bit import AdamW8bit
 from puna.training.config import LoopConfig
-from puna.training.muon import SpreadMuon
+from puna.training.muon import Muon
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
@@ -53,16 +53,8 @@ def _optimizers(named: list[tuple[str, nn.Parameter]], config: LoopConfig) -> li
     if config.optimizer != "muon":
         return [_adamw(inner + outer, norms, config)]
     found: list[Optimizer] = []
-    kind = SpreadMuon if any(map(is_spread, inner)) else torch.optim.Muon
     if inner:
-        found = [
-            kind(
-                inner,
-                lr=config.learning_rate,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        ]
+        found = [Muon(inner, lr=config.learning_rate, weight_decay=config.weight_decay)]
     return [*found, _adamw(outer, norms, config)] if outer or norms else found
 
 

@@ -33,7 +33,7 @@ from puna.pretraining.spread_needle import spread_needle_accuracy
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig
 from puna.training.look import mean_loss
-from puna.training.muon import SpreadMuon
+from puna.training.muon import Muon
 
 TIED = {"tie_embeddings": True}
 PP = {"pp": 2, "dp_shard": 2, "schedule": "zbv"}
@@ -156,7 +156,7 @@ def muon_steps(folder: Path) -> None:
     mesh = here().of(Layout(dp_shard=4)).devices["shard"]
     weights, gradients = muon_case()
     spread = nn.Parameter(distribute_tensor(weights, mesh, [Shard(0)]))
-    optimizer = SpreadMuon([spread], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon([spread], lr=0.02, weight_decay=0.1)
     for gradient in gradients:
         spread.grad = distribute_tensor(gradient, mesh, [Shard(0)])
         optimizer.step()

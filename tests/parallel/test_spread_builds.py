@@ -39,6 +39,7 @@ from puna.parallel import Layout
 from puna.parallel.adapters import check_adapter, check_base
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig
+from puna.training.muon import Muon
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -137,7 +138,7 @@ def test_an_adapter_on_a_spread_model_trains_as_on_a_whole_one(folder: Path, nam
 def test_muon_steps_in_pieces_as_on_whole_matrices(folder: Path) -> None:
     start, gradients = muon_case()
     whole = nn.Parameter(start)
-    optimizer = torch.optim.Muon([whole], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon([whole], lr=0.02, weight_decay=0.1)
     for gradient in gradients:
         whole.grad = gradient
         optimizer.step()
@@ -149,7 +150,7 @@ def test_muon_steps_in_pieces_as_on_whole_matrices(folder: Path) -> None:
 def test_muon_trains_under_any_layout_as_one_process(folder: Path, name: str) -> None:
     one, many = figures(folder, "muon one"), figures(folder, name)
     np.testing.assert_allclose(many, one, rtol=2e-5)
-    # It orthogonalises in bf16: sums in another order flip a rounding here and there.
+    # Where it orthogonalises in bf16, sums in another order flip a rounding here and there.
     assert difference(weights(folder, "muon one"), weights(folder, name)) <= 2e-4
 
 
