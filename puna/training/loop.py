@@ -32,6 +32,11 @@ from puna.training.interrupt import Interrupted, deferred_interrupt
 from puna.training.optimizer import learning_rate
 from puna.training.updates import Updates, updates_of
 
+_SLOW_BF16 = (
+    "precision is bf16, which has no hardware here: products take up to a hundred times as long as "
+    "in fp32: leave precision at auto"
+)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -191,6 +196,8 @@ def train(
     set_float8(model, on=float8)
     if config.compile:
         model.compile_blocks()
+    if dtype == torch.bfloat16 and not fast_bf16(model.device.type):
+        events.emit("warning", text=_SLOW_BF16)
     if config.offload_activations and model.device.type == "cpu":
         events.emit(
             "note", text="offload_activations: activations are in the host's memory already"

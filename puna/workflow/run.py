@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from puna.core.config import Config, load_yaml
-from puna.core.devices import default_device, describe_machine
+from puna.core.devices import default_device, describe_machine, fast_bf16
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.files import sha256_value, write_text
@@ -49,6 +49,7 @@ from puna.workflow.track import build_tracker
 Work = Callable[[Path], dict[str, Any]]
 EVENTS, RECIPE = "events.jsonl", "recipe.yaml"
 BASELINES, EVALUATE = "baselines", "evaluate"
+_NO_BF16 = "this processor has no bf16 products: training is in fp32, several times slower"
 # What carries out each stage that starts from a model; `Stages` says in which order.
 _RUNS: dict[str, Callable[[Any, Given, Path], dict[str, Any]]] = {
     "cpt": run_cpt,
@@ -116,6 +117,8 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
         reported = _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog())
         with written_on(date), reported as events:
             events.emit("run_start", name=recipe.name, machine=describe_machine())
+            if not fast_bf16(default_device().type):
+                events.emit("note", text=_NO_BF16)
             run = Run(recipe, folder, events, exercises(recipe.kinds))
             _stages(run)
             summary = mesh.on_first(partial(_conclude, run))

@@ -246,3 +246,21 @@ def test_a_wrong_loop_config_names_the_mend(
     with pytest.raises(UsageError) as error:
         LoopConfig.parse(loop.model_dump() | changes, where="recipe")
     assert message in str(error.value)
+
+
+def test_bf16_without_hardware_for_it_is_warned_of(
+    new_model: New,
+    rows: PackedRows,
+    loop: LoopConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for asked, has_it, warned in (("bf16", False, 1), ("bf16", True, 0), ("auto", False, 0)):
+        monkeypatch.setattr("puna.training.loop.fast_bf16", lambda _, has_it=has_it: has_it)
+        said: list[dict[str, Any]] = []
+        short = loop.model_copy(update={"precision": asked, "steps": 1, "checkpoint_every": 1})
+        folder, source = tmp_path / f"{asked}-{has_it}", RowSource(rows, seed=0, config=short)
+        train(new_model(), next_token, source, short, folder, EventLog(readers=(said.append,)))
+        texts = [event["text"] for event in said if event["kind"] == "warning"]
+        assert len(texts) == warned
+        assert all("leave precision at auto" in text for text in texts)
