@@ -72,7 +72,7 @@ Weights = Annotated[
     Literal["auto", "fp32", "bf16", "int8", "int4", "w8a8"],
     typer.Option(
         help="int8, int4: fastest for one text. w8a8: for long prompts and many texts, on CPU. "
-        "auto: bf16 where the hardware has it, else fp32.",
+        "auto: bf16, on GPUs without it fp32.",
         rich_help_panel=_ENGINE,
     ),
 ]

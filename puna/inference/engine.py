@@ -444,10 +444,9 @@ def _weights(config: EngineConfig, dtype: torch.dtype) -> Weights:
 def _n_pages(config: EngineConfig, model: Llama, weights: Weights) -> int:
     tokens = config.cache_tokens
     if tokens is None:
-        activations = activation_dtype(weights, model.device.type)
-        each = PagedStore.bytes_per_token(
-            model.config, torch.int8 if config.cache_weights == "int8" else activations
-        )
+        dtype = activation_dtype(weights, model.device.type)
+        dtype = torch.int8 if config.cache_weights == "int8" else dtype
+        each = PagedStore.bytes_per_token(model.config, dtype)
         if model.device.type == "cuda":
             free = torch.cuda.mem_get_info(model.device)[0]
         else:
@@ -465,8 +464,8 @@ def load_engine(
     """
     config = config or EngineConfig()
     device = default_device()
-    smaller = device.type == "cpu" or fast_bf16(device.type)  # a CPU reads half as much
-    bf16 = config.weights == "bf16" or (config.weights == "auto" and smaller)
+    auto = device.type == "cpu" or fast_bf16(device.type)  # a CPU reads half as much
+    bf16 = config.weights == "bf16" or (auto and config.weights == "auto")
     dtype = torch.bfloat16 if bf16 else torch.float32  # integers come from unrounded weights
     if config.tensor_parallel > 1:
         return _shared_engine(name, config, dtype, device, draft)
@@ -474,8 +473,7 @@ def load_engine(
     if device.type == "cpu":
         keep_freed_memory()
         if config.packed_copy is None:
-            need = model.config.n_params() * torch.float32.itemsize
-            ample = need < psutil.virtual_memory().available // 4
+            ample = 4 * model.config.n_params() < psutil.virtual_memory().available // 4
             config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)

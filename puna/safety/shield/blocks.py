@@ -88,7 +88,10 @@ class BlockFinder:
 
     @property
     def held_is_prose(self) -> bool:
-        """Whether the incomplete line is prose whatever follows on it, so that it may go out."""
+        """Whether the incomplete line begins as prose and can hold no code, so that it may go out.
+
+        A fence may still open at its end.
+        """
         if self._part is not None:
             return self._part.kind == "prose"
         if self._fences or self._pre or (self._loose and self._loose.in_text):
