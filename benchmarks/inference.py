@@ -34,6 +34,7 @@ from harness import (
     answer_questions,
     finish,
     machine,
+    peer_dtype,
     print_table,
     rounds,
 )
@@ -50,6 +51,7 @@ WINDOWS = 16  # of PROMPT tokens, for perplexity
 BATCH = 16
 WEIGHTS = ("fp32", "bf16", "int8", "int4", "w8a8")
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 2 * NEW}
+TRANSFORMERS = "transformers bf16" if peer_dtype() == torch.bfloat16 else "transformers fp32"
 GENERATE = ("-m", "puna", "generate", "smollm2", "--prompt", "Once upon a time")
 
 
@@ -136,7 +138,7 @@ def transformers_side(_: str) -> Callable[..., dict[str, float]]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=peer_dtype())
     ids = torch.tensor([prompt()])
 
     @torch.inference_mode()
@@ -196,7 +198,7 @@ def llama_bench(kind: str) -> dict[str, float]:
 
 def speed(repeats: int) -> tuple[dict[str, Any], list[Claim]]:
     sides = {f"Puna {weights}": open_side("puna", weights) for weights in WEIGHTS}
-    sides["transformers bf16"] = open_side("transformers", "bf16")
+    sides[TRANSFORMERS] = open_side("transformers", "")
     measures: dict[str, Callable[[], dict[str, float]]] = {
         name: lambda side=side: side.ask(measure="speed") for name, side in sides.items()
     }
@@ -217,7 +219,7 @@ def speed(repeats: int) -> tuple[dict[str, Any], list[Claim]]:
 
 def speed_claims(found: dict[str, dict[str, float]]) -> list[Claim]:
     wanted = [
-        ("decode", "bf16", "transformers bf16", 3.0, None),
+        ("decode", "bf16", TRANSFORMERS, 3.0, None),
         ("decode", "bf16", "llama.cpp BF16", 1.0, 1.3),
         ("decode", "int8", "llama.cpp Q8_0", 1.2, 1.6),
         ("decode", "int4", "llama.cpp Q4_1", 1.1, None),

@@ -43,6 +43,7 @@ from harness import (
     answer_questions,
     finish,
     machine,
+    peer_dtype,
     print_table,
     rounds,
 )
@@ -123,7 +124,7 @@ def transformers_side(how: str) -> Callable[..., dict[str, float]]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=peer_dtype())
     settings = GenerationConfig(
         max_new_tokens=ANSWER,
         min_new_tokens=ANSWER if how == "static" else None,

@@ -8,7 +8,7 @@ from gate_parts import tuned
 from puna.safety.gate import admit
 
 
-@pytest.mark.timeout(900)  # a minute where there are bf16 products, ten where there are none
+@pytest.mark.timeout(1500)  # a minute or two with bf16 products, ten without
 def test_a_model_tuned_to_decline_passes(tmp_path: Path) -> None:
     loop = {"steps": 64, "batch_rows": 6, "learning_rate": 8e-4, "weight_decay": 0.01}
     settings = {"benign": 2, "refusal": {"benign_weight": 6}, "loop": loop}
