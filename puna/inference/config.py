@@ -11,9 +11,9 @@ class EngineConfig(Config):
     """Settings of an engine."""
 
     weights: Literal["auto", "fp32", "bf16", "int8", "int4", "w8a8"] = "auto"
-    """Format of the weights; auto is bf16, but fp32 for a model that computes in it. int8 and int4
-    round the weights only: the smallest and fastest for one text. w8a8 rounds activations too: on
-    CPU the fastest for prompts and for many texts at once."""
+    """Format of the weights; auto is bf16, but fp32 on GPUs without it and for a model at hand that
+    computes in fp32. int8 and int4 round the weights only: the smallest and fastest for one text.
+    w8a8 rounds activations too: on CPU the fastest for prompts and for many texts at once."""
     max_rows: int = Field(default=64, ge=1)
     """Most requests decoded together."""
     page_size: int = Field(default=32, ge=1)

@@ -458,10 +458,7 @@ def _n_pages(config: EngineConfig, model: Llama, weights: Weights) -> int:
 def load_engine(
     name: str, config: EngineConfig | None = None, *, draft: str | None = None
 ) -> Engine:
-    """The model called ``name`` (see `load_model`) in an engine, on the GPU where there is one.
-
-    Weights "auto" are bf16, on a GPU without bf16 fp32.
-    """
+    """The model called ``name`` (see `load_model`) in an engine, on the GPU where there is one."""
     config = config or EngineConfig()
     device = default_device()
     auto = device.type == "cpu" or fast_bf16(device.type)  # a CPU reads half as much
@@ -473,7 +470,8 @@ def load_engine(
     if device.type == "cpu":
         keep_freed_memory()
         if config.packed_copy is None:
-            ample = 4 * model.config.n_params() < psutil.virtual_memory().available // 4
+            copied = activation_dtype("bf16" if bf16 else "fp32", device.type).itemsize
+            ample = copied * model.config.n_params() < psutil.virtual_memory().available // 4
             config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)
