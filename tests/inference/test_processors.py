@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tiny_engine import tiny_llama
 
 from puna.core.devices import fast_bf16, fast_int8
 from puna.inference import Engine, EngineConfig, Request, Sampling, generate, weights
 from puna.inference.weights import Int8Rows, activation_dtype, quantised_rows
-from puna.model import Llama, LlamaConfig
+from puna.model import Llama
 from puna.tokenizer import Tokenizer
 
 Be = Callable[[bool, bool], None]
@@ -37,11 +38,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Llama:
-    fields = {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 128}
-    size = {"vocab_size": tokenizer.vocab_size, "context": 64}
-    built = Llama(LlamaConfig.parse(fields | size, where="test"))
-    built.init_weights(seed=3)
-    return built
+    return tiny_llama(tokenizer.vocab_size, context=64, dim=64, noise=0.0)
 
 
 def logprobs(model: Llama, tokenizer: Tokenizer, **settings: object) -> torch.Tensor:

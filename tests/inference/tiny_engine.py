@@ -12,16 +12,18 @@ Build = Callable[..., Engine]
 Reference = Callable[[Sequence[int], int], list[int]]
 
 
-def tiny_llama(vocab_size: int, seed: int = 3, context: int = CONTEXT) -> Llama:
-    """A model whose next token hangs on all it has read: embeddings large against the stream."""
-    fields = {"dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 64}
+def tiny_llama(
+    vocab_size: int, seed: int = 3, context: int = CONTEXT, *, dim: int = 32, noise: float = 0.2
+) -> Llama:
+    """A model whose next token hangs on all it has read, with ``noise`` on its fresh weights."""
+    fields = {"dim": dim, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 2 * dim}
     shape = {"vocab_size": vocab_size, "context": context}
     model = Llama(LlamaConfig.parse(fields | shape, where="test"))
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(noise * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
