@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import peers
-import torch
 
-from puna.core.devices import describe_machine, fast_bf16
+from puna.core.devices import describe_machine
 
 THREADS = 2
 # For sides, not for us: a bound parent would hand its one core down to them.
@@ -28,11 +27,6 @@ FIXED_THREADS = {
 def all_cores() -> None:
     """Undo what this process was bound to, so that its children may use every core."""
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
-
-
-def peer_dtype() -> torch.dtype:
-    """The data type in which transformers is fastest here."""
-    return torch.bfloat16 if fast_bf16("cpu") else torch.float32
 
 
 class Side:

@@ -34,11 +34,11 @@ from harness import (
     answer_questions,
     finish,
     machine,
-    peer_dtype,
     print_table,
     rounds,
 )
 
+from puna.core.devices import fast_dtype
 from puna.core.wheels import cache_folder
 from puna.evaluation.scoring import summed_logprobs
 from puna.formats import load_model, load_tokenizer
@@ -51,7 +51,7 @@ WINDOWS = 16  # of PROMPT tokens, for perplexity
 BATCH = 16
 WEIGHTS = ("fp32", "bf16", "int8", "int4", "w8a8")
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 2 * NEW}
-TRANSFORMERS = "transformers bf16" if peer_dtype() == torch.bfloat16 else "transformers fp32"
+TRANSFORMERS = "transformers bf16" if fast_dtype("cpu") == torch.bfloat16 else "transformers fp32"
 GENERATE = ("-m", "puna", "generate", "smollm2", "--prompt", "Once upon a time")
 
 
@@ -138,7 +138,7 @@ def transformers_side(_: str) -> Callable[..., dict[str, float]]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=peer_dtype())
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=fast_dtype("cpu"))
     ids = torch.tensor([prompt()])
 
     @torch.inference_mode()

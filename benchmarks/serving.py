@@ -43,11 +43,11 @@ from harness import (
     answer_questions,
     finish,
     machine,
-    peer_dtype,
     print_table,
     rounds,
 )
 
+from puna.core.devices import fast_dtype
 from puna.core.errors import PunaError
 from puna.formats import load_tokenizer
 from puna.formats.resolve import smollm2_folder
@@ -124,7 +124,7 @@ def transformers_side(how: str) -> Callable[..., dict[str, float]]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=peer_dtype())
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder(), dtype=fast_dtype("cpu"))
     settings = GenerationConfig(
         max_new_tokens=ANSWER,
         min_new_tokens=ANSWER if how == "static" else None,

@@ -32,6 +32,11 @@ def fast_bf16(device_type: str) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags or platform.machine() == "arm64"
 
 
+def fast_dtype(device_type: str) -> torch.dtype:
+    """The data type of the fastest matrix products here: bf16 where it has hardware, else fp32."""
+    return torch.bfloat16 if fast_bf16(device_type) else torch.float32
+
+
 @cache
 def fast_int8() -> bool:
     """Whether the CPU sums products of 8-bit integers in hardware (VNNI)."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from puna.core.devices import fast_bf16, fast_int8
+from puna.core.devices import fast_dtype, fast_int8
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
 from puna.inference.rotation import rotated, spread, spreading
@@ -182,8 +182,7 @@ def _layer(weight_oi: Tensor, weights: Weights, packed: torch.dtype | None) -> n
 
 def activation_dtype(weights: Weights, device_type: str) -> torch.dtype:
     """Data type of activations: bf16, but for weights in fp32 or where bf16 has no hardware."""
-    bf16 = weights != "fp32" and fast_bf16(device_type)
-    return torch.bfloat16 if bf16 else torch.float32
+    return torch.float32 if weights == "fp32" else fast_dtype(device_type)
 
 
 class JoinedAttention(Attention):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puna.core.devices import fast_bf16, peak_flops
+from puna.core.devices import fast_dtype, peak_flops
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.random import stable_seed
@@ -84,11 +84,9 @@ class _Window:
 
 def compute_dtype(config: LoopConfig, device: torch.device) -> torch.dtype:
     """Data type of activations under ``config.precision`` on this device."""
-    if config.precision in ("bf16", "float8") or (
-        config.precision == "auto" and fast_bf16(device.type)
-    ):
-        return torch.bfloat16
-    return torch.float32
+    if config.precision == "auto":
+        return fast_dtype(device.type)
+    return torch.float32 if config.precision == "fp32" else torch.bfloat16
 
 
 def recompute_of(config: LoopConfig) -> Recompute | None:
@@ -196,7 +194,7 @@ def train(
     set_float8(model, on=float8)
     if config.compile:
         model.compile_blocks()
-    if dtype == torch.bfloat16 and not fast_bf16(model.device.type):
+    if dtype not in (torch.float32, fast_dtype(model.device.type)):
         events.emit("warning", text=_SLOW_BF16)
     if config.offload_activations and model.device.type == "cpu":
         events.emit(

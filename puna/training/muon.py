@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from puna.core.devices import fast_bf16
+from puna.core.devices import fast_dtype
 from puna.parallel.gradients import local, part_of, spread_like, whole
 
 _POLYNOMIAL = (3.4445, -4.775, 2.0315)  # of Jordan's: drives singular values near 1 within 5 steps
@@ -27,7 +27,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     In bf16 where that has hardware, else in fp32.
     """
     cubic, fifth = _POLYNOMIAL[1:]
-    x = matrix.to(torch.bfloat16 if fast_bf16(matrix.device.type) else torch.float32)
+    x = matrix.to(fast_dtype(matrix.device.type))
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

@@ -25,7 +25,7 @@ NEAR = {"bf16": 0.02, "int8": 0.02, "int4": 0.15, "w8a8": 0.05}
 @pytest.fixture
 def be(monkeypatch: pytest.MonkeyPatch) -> Be:
     def patch(has_bf16: bool, has_integers: bool) -> None:
-        monkeypatch.setattr(weights, "fast_bf16", lambda _: has_bf16 and BF16_HERE)
+        monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has_bf16 and BF16_HERE)
         monkeypatch.setattr(weights, "fast_int8", lambda: has_integers and INTEGERS_HERE)
 
     return patch

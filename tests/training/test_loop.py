@@ -256,7 +256,7 @@ def test_bf16_without_hardware_for_it_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for asked, has_it, warned in (("bf16", False, 1), ("bf16", True, 0), ("auto", False, 0)):
-        monkeypatch.setattr("puna.training.loop.fast_bf16", lambda _, has_it=has_it: has_it)
+        monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _, has_it=has_it: has_it)
         said: list[dict[str, Any]] = []
         short = loop.model_copy(update={"precision": asked, "steps": 1, "checkpoint_every": 1})
         folder, source = tmp_path / f"{asked}-{has_it}", RowSource(rows, seed=0, config=short)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from puna.training import muon
 from puna.training.muon import Muon, orthogonalised
 
 SHAPES = [(24, 40), (40, 24), (32, 32)]
@@ -12,7 +11,7 @@ SHAPES = [(24, 40), (40, 24), (32, 32)]
 
 @pytest.fixture(params=[True, False], ids=["bf16", "fp32"])
 def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(muon, "fast_bf16", lambda _: request.param)
+    monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: request.param)
     return bool(request.param)
 
 
@@ -57,7 +56,7 @@ def test_only_singular_values_change_and_come_near_one(
 def test_nothing_is_rounded_to_bf16_where_that_has_no_hardware(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(muon, "fast_bf16", lambda _: False)
+    monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: False)
     made = orthogonalised(gradients((8, 16))[0])
     assert made.dtype == torch.float32
     assert not torch.equal(made, made.bfloat16().float())

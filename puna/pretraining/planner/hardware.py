@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from puna.core.config import Config, load_yaml
-from puna.core.devices import cpu_name, default_device, fast_bf16, memory_bandwidth, peak_flops
+from puna.core.devices import cpu_name, default_device, fast_dtype, memory_bandwidth, peak_flops
 from puna.core.errors import UsageError
 
 TABLE = Path(__file__).with_name("hardware.yaml")
@@ -72,7 +72,7 @@ def this_machine() -> Hardware:
     processes would meet through memory, so the links are as fast as that.
     """
     device = default_device().type
-    dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
+    dtype = fast_dtype(device)
     memory: float = psutil.virtual_memory().total
     if device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from puna.core.devices import default_device, fast_bf16
+from puna.core.devices import default_device, fast_dtype
 from puna.core.files import sha256_value
 from puna.formats import load_model
 from puna.safety.guard.features import Encoder
@@ -34,7 +34,7 @@ def load_encoder(model: str, layers: Sequence[int] | None) -> Encoder:
     """
     device = default_device()
     loaded, tokenizer = load_model(model, dtype=torch.float32, device=device)
-    loaded.compute_dtype = torch.bfloat16 if fast_bf16(device.type) else torch.float32
+    loaded.compute_dtype = fast_dtype(device.type)
     if layers is None:
         depth = loaded.config.n_layers
         layers = sorted({max(1, round(share * depth)) for share in DEPTHS})

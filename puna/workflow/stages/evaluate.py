@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from puna.core.config import Config
-from puna.core.devices import fast_bf16
+from puna.core.devices import fast_dtype
 from puna.core.events import EventLog
 from puna.core.files import write_json
 from puna.data import read_documents
@@ -66,8 +65,7 @@ def run_evaluate(
 ) -> dict[str, Any]:
     """Judge one model: likelihood, held-out questions, preferences; and let it talk."""
     model, tokenizer = load()
-    if fast_bf16(model.device.type):  # as most are trained and served
-        model.compute_dtype = torch.bfloat16
+    model.compute_dtype = fast_dtype(model.device.type)  # as most are trained and served
     questions = evaluation_questions(seed, config.questions_per_kind, drawn.countries, drawn.kinds)
     engine = Engine(model, tokenizer)
     answers = model_answers(engine, max_new_tokens=config.max_new_tokens)
