@@ -29,6 +29,9 @@ def run(
     sweep: Annotated[Path, typer.Argument(metavar="SWEEP", help="YAML: budgets, sizes, loop.")],
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/scaling"),
     out: Annotated[Path | None, typer.Option(help="Also write all results here, as JSON.")] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Runs that train at once, each with its share of the cores.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Train what a sweep asks for; started again, it goes on where it was."""
@@ -51,7 +54,7 @@ def run(
             f"parameters, {result.tokens:,} tokens, loss {result.loss:.4f}"
         )
 
-    results = run_sweep(settings, runs, EventLog(runs / "events.jsonl"), done)
+    results = run_sweep(settings, runs, EventLog(runs / "events.jsonl"), done, processes)
     if out is not None:
         write_results(out, settings, results, describe_machine())
     if as_json:

@@ -105,7 +105,7 @@ class Team:
     @classmethod
     def join(cls, place: int, size: int, port: int) -> "Team":
         """Come to the leader that started this process."""
-        threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+        end_with(os.getppid())
         team = cls(place, size, dist.TCPStore(_HOST, port, size, is_master=False))
         if torch.cuda.is_available():
             torch.cuda.set_device(place)
@@ -254,11 +254,18 @@ def _store(size: int) -> dist.TCPStore:
     )  # fmt: skip
 
 
-def _end_with(leader: int) -> None:
-    """End this process when its leader has ended: a GPU may wait for what never comes."""
-    while os.getppid() == leader:
-        time.sleep(1)
-    os._exit(1)
+def end_with(leader: int) -> None:
+    """From here on, this process ends when its parent ``leader`` has ended, however that ended.
+
+    A GPU may wait for what never comes, and a process that trains would go on for nobody.
+    """
+
+    def watch() -> None:
+        while os.getppid() == leader:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="puna-end-with", daemon=True).start()
 
 
 @contextmanager

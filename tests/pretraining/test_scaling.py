@@ -153,6 +153,11 @@ def test_sweeps_go_on_where_they_were_and_refuse_other_settings(
     for result in first:
         assert result.flops == pytest.approx(result.budget, rel=0.1)
         assert result.loss < math.log(300)
+    shared = run_sweep(sweep, tmp_path / "shared", EventLog(), seen.append, processes=2)
+    for one, alone in zip(shared, first, strict=True):
+        assert (one.size, one.steps, one.tokens) == (alone.size, alone.steps, alone.tokens)
+        assert one.loss == pytest.approx(alone.loss, rel=1e-4)  # on other numbers of threads
+    assert len(read_results(tmp_path / "shared")) == 2
     monkeypatch.setattr(under_test, "train", None)  # nothing is trained again
     assert run_sweep(sweep, folder, EventLog(), seen.append) == first
     assert read_results(folder) == first

@@ -1,26 +1,34 @@
 """A sweep that really trains: models of several sizes at several budgets of compute, resumable.
 
 Each run trains through the one loop into a folder of its own and leaves ``result.json``; a run that
-was killed goes on from its checkpoint, one that is done is skipped.
+was killed goes on from its checkpoint, one that is done is skipped. Runs do not depend on one
+another: several processes may share them.
 """
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import Field, model_validator
 
 from puna.core.config import Config
 from puna.core.devices import default_device
-from puna.core.errors import UsageError
+from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.files import sha256_value, write_json
 from puna.core.random import stable_seed
 from puna.data import CorpusConfig, PackedRows, TokenFile, build_corpus
 from puna.model import Llama, LlamaConfig
+from puna.parallel.team import end_with
 from puna.pretraining.held_out import held_out_loss
 from puna.pretraining.tokens import encode_documents
 from puna.tokenizer import Tokenizer
@@ -124,20 +132,41 @@ def trials_of(sweep: Sweep) -> Iterator[Trial]:
 
 
 def run_sweep(
-    sweep: Sweep, folder: Path, events: EventLog, done: Callable[[Result], None]
+    sweep: Sweep,
+    folder: Path,
+    events: EventLog,
+    done: Callable[[Result], None],
+    processes: int = 1,
 ) -> list[Result]:
-    """Carry out what is not done yet; ``done`` is told of each run, those found done included.
+    """Carry out what is not done yet.
 
-    Raises `UsageError` when ``folder`` holds another sweep.
+    Args:
+        sweep: what to train.
+        folder: of the runs and their data.
+        events: told of every step.
+        done: told of each run, those found done included.
+        processes: how many runs go on at once, each with its share of this process's threads. Of
+            several, each writes its events to ``folder/events.jsonl``.
+
+    Returns the results, the cheapest budget first. Raises `UsageError` when ``folder`` holds
+    another sweep, `PunaError` when a process ends in the middle of a run.
     """
     _claim(sweep, folder)
     data = _Data.prepared(sweep, folder / "data")
-    results = []
-    for trial in trials_of(sweep):
-        result = _result(folder / trial.name) or _carry_out(sweep, trial, data, folder, events)
-        results.append(result)
+    results = {trial: _result(folder / trial.name) for trial in trials_of(sweep)}
+    for result in results.values():
+        if result is not None:
+            done(result)
+    open_trials = [trial for trial, result in results.items() if result is None]
+    carried_out = (
+        ((trial, _carry_out(sweep, trial, data, folder, events)) for trial in open_trials)
+        if processes == 1
+        else _carried_out_by(processes, sweep, open_trials, folder)
+    )
+    for trial, result in carried_out:
+        results[trial] = result
         done(result)
-    return results
+    return [result for result in results.values() if result is not None]
 
 
 def results_of(folder: Path) -> list[Result]:
@@ -235,6 +264,49 @@ def _loop_of(sweep: Sweep, trial: Trial, config: LlamaConfig) -> LoopConfig:
         "log_every": steps,
     }
     return LoopConfig.parse(sweep.loop.model_dump() | changed, where=trial.name)
+
+
+def _carried_out_by(
+    processes: int, sweep: Sweep, trials: list[Trial], folder: Path
+) -> Iterator[tuple[Trial, Result]]:
+    """Each trial with its result when it is done; the longest begin first, so that none ends alone.
+
+    Processes that are stopped by Ctrl-C save their step, as this one would.
+    """
+    if torch.cuda.is_available():
+        raise UsageError("several processes would share one GPU: leave --processes at 1")
+    threads = max(1, torch.get_num_threads() // processes)
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), _begin, (threads, os.getpid())
+    ) as pool:
+        dearest_first = sorted(trials, key=lambda trial: -trial.budget)
+        running = {
+            pool.submit(_carry_out_there, sweep, trial, folder): trial for trial in dearest_first
+        }
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BrokenProcessPool:
+            raise PunaError(
+                "a process of the sweep ended in the middle of a run (out of memory?): run the "
+                "same command again, with fewer --processes"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(threads: int, leader: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; within one, training takes it
+    torch.set_num_threads(threads)
+    end_with(leader)
+
+
+def _carry_out_there(sweep: Sweep, trial: Trial, folder: Path) -> Result:
+    data, events = _Data.prepared(sweep, folder / "data"), EventLog(folder / "events.jsonl")
+    try:
+        return _carry_out(sweep, trial, data, folder, events)
+    finally:
+        events.close()
 
 
 def _carry_out(
