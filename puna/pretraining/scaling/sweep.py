@@ -6,14 +6,10 @@ another: several processes may share them.
 """
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,14 +18,14 @@ from pydantic import Field, model_validator
 
 from puna.core.config import Config
 from puna.core.devices import default_device
-from puna.core.errors import PunaError, UsageError
+from puna.core.errors import UsageError
 from puna.core.events import EventLog
 from puna.core.files import sha256_value, write_json
 from puna.core.random import stable_seed
 from puna.data import CorpusConfig, PackedRows, TokenFile, build_corpus
 from puna.model import Llama, LlamaConfig
-from puna.parallel.team import end_with
 from puna.pretraining.held_out import held_out_loss
+from puna.pretraining.scaling.crew import shared_out
 from puna.pretraining.tokens import encode_documents
 from puna.tokenizer import Tokenizer
 from puna.training import LoopConfig, RowSource, next_token, train
@@ -158,11 +154,16 @@ def run_sweep(
         if result is not None:
             done(result)
     open_trials = [trial for trial, result in results.items() if result is None]
-    carried_out = (
-        ((trial, _carry_out(sweep, trial, data, folder, events)) for trial in open_trials)
-        if processes == 1
-        else _carried_out_by(processes, sweep, open_trials, folder)
-    )
+    if processes > 1:
+        if torch.cuda.is_available():
+            raise UsageError("several processes would share one GPU: leave --processes at 1")
+        open_trials.sort(key=lambda trial: -trial.budget)  # so that none ends long after the others
+        there = partial(_carry_out_there, sweep, folder)
+        carried_out = shared_out(there, open_trials, processes)
+    else:
+        carried_out = (
+            (trial, _carry_out(sweep, trial, data, folder, events)) for trial in open_trials
+        )
     for trial, result in carried_out:
         results[trial] = result
         done(result)
@@ -266,42 +267,8 @@ def _loop_of(sweep: Sweep, trial: Trial, config: LlamaConfig) -> LoopConfig:
     return LoopConfig.parse(sweep.loop.model_dump() | changed, where=trial.name)
 
 
-def _carried_out_by(
-    processes: int, sweep: Sweep, trials: list[Trial], folder: Path
-) -> Iterator[tuple[Trial, Result]]:
-    """Each trial with its result when it is done; the longest begin first, so that none ends alone.
-
-    Processes that are stopped by Ctrl-C save their step, as this one would.
-    """
-    if torch.cuda.is_available():
-        raise UsageError("several processes would share one GPU: leave --processes at 1")
-    threads = max(1, torch.get_num_threads() // processes)
-    with ProcessPoolExecutor(
-        processes, get_context("spawn"), _begin, (threads, os.getpid())
-    ) as pool:
-        dearest_first = sorted(trials, key=lambda trial: -trial.budget)
-        running = {
-            pool.submit(_carry_out_there, sweep, trial, folder): trial for trial in dearest_first
-        }
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BrokenProcessPool:
-            raise PunaError(
-                "a process of the sweep ended in the middle of a run (out of memory?): run the "
-                "same command again, with fewer --processes"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin(threads: int, leader: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; within one, training takes it
-    torch.set_num_threads(threads)
-    end_with(leader)
-
-
-def _carry_out_there(sweep: Sweep, trial: Trial, folder: Path) -> Result:
+def _carry_out_there(sweep: Sweep, folder: Path, trial: Trial) -> Result:
+    """As `_carry_out`, in a process of its own."""
     data, events = _Data.prepared(sweep, folder / "data"), EventLog(folder / "events.jsonl")
     try:
         return _carry_out(sweep, trial, data, folder, events)
