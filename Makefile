@@ -23,8 +23,8 @@ demo: $(READY)
 
 # Two files of tests at a time, so the libraries beneath take one thread each; then those that watch a clock, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not clock" --numprocesses 2 --dist loadfile
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not clock" --numprocesses 2 --dist loadfile --durations 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clock --durations 10
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
