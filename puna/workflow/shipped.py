@@ -16,7 +16,11 @@ from puna.core.config import apply_overrides, load_yaml, with_settings
 from puna.core.errors import UsageError
 from puna.workflow.recipe import Recipe
 
-FOLDER = Path(__file__).parents[2] / "recipes"
+_PACKAGE = Path(__file__).parents[1]
+FOLDER = next(  # within the package where that is installed, beside it in a checkout
+    (folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()),
+    _PACKAGE / "recipes",
+)
 _VARIANTS, _NEEDS = "variants", "needs"
 
 
