@@ -178,6 +178,15 @@ def _spread(
         weight_grad[rows] += gradient_nv[:, rows].T @ seen_nd
 
 
+def _labelled(
+    hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, VocabularyShard | None]:
+    """All hidden states (n, d), the weight that is here, the labels, their places, the shard."""
+    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
+    kept_n = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
+    return hidden_btd.flatten(0, 1), weight_vd, labels_bt.flatten()[kept_n], kept_n, shard
+
+
 def cross_entropy_sum(
     hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor
 ) -> tuple[Tensor, int]:
@@ -191,23 +200,19 @@ def cross_entropy_sum(
     Returns:
         The sum in nats (fp32 scalar, to be differentiated once) and the count.
     """
-    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
-    kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
-    labels_n, hidden_nd = labels_bt.flatten()[kept], hidden_btd.flatten(0, 1)
-    loss: Tensor = _SummedLoss.apply(hidden_nd, weight_vd, labels_n, kept, shard)
-    return loss, len(kept)
+    hidden_nd, weight_vd, labels_n, kept_n, shard = _labelled(hidden_btd, weight_vd, labels_bt)
+    loss: Tensor = _SummedLoss.apply(hidden_nd, weight_vd, labels_n, kept_n, shard)
+    return loss, len(kept_n)
 
 
 @torch.no_grad()
 def likeliest(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> Tensor:
     """Whether each label, where there is one, is the likeliest token: (n,), row after row."""
-    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
-    kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
-    hidden_nd = hidden_btd.flatten(0, 1).index_select(0, kept)
-    logits_nv, labels_n = F.linear(hidden_nd, weight_vd.to(hidden_nd.dtype)), labels_bt.flatten()
+    hidden_nd, weight_vd, labels_n, kept_n, shard = _labelled(hidden_btd, weight_vd, labels_bt)
+    logits_nv = F.linear(hidden_nd.index_select(0, kept_n), weight_vd.to(hidden_nd.dtype))
     if shard is not None:
-        return shard.likeliest(logits_nv, labels_n[kept])
-    return logits_nv.argmax(1) == labels_n[kept]
+        return shard.likeliest(logits_nv, labels_n)
+    return logits_nv.argmax(1) == labels_n
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -249,9 +254,7 @@ def token_logprobs(hidden_btd: Tensor, weight_vd: Tensor, labels_bt: Tensor) -> 
 
     Differentiable in the hidden states and the weight, for losses that are not a plain sum.
     """
-    hidden_btd, weight_vd, shard = gathered(hidden_btd, weight_vd)
-    kept = (labels_bt != IGNORED).flatten().nonzero().squeeze(1)
-    labels_n, hidden_nd = labels_bt.flatten()[kept], hidden_btd.flatten(0, 1)
-    logprobs_n: Tensor = _TokenLogprobs.apply(hidden_nd, weight_vd, labels_n, kept, shard)
-    flat = torch.zeros(labels_bt.numel(), device=hidden_btd.device)
-    return flat.index_copy(0, kept, logprobs_n).view(labels_bt.shape)
+    hidden_nd, weight_vd, labels_n, kept_n, shard = _labelled(hidden_btd, weight_vd, labels_bt)
+    logprobs_n: Tensor = _TokenLogprobs.apply(hidden_nd, weight_vd, labels_n, kept_n, shard)
+    flat = torch.zeros(labels_bt.numel(), device=hidden_nd.device)
+    return flat.index_copy(0, kept_n, logprobs_n).view(labels_bt.shape)
