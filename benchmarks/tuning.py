@@ -6,7 +6,6 @@ until it is asked to go on, so the steps of the sides alternate and meet the sam
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Container, Mapping
@@ -19,7 +18,7 @@ import torch
 from harness import Claim, Side, rounds
 
 from puna.core.devices import default_device as device
-from puna.core.devices import describe_machine
+from puna.core.devices import describe_machine, peak_memory
 
 SMALL = {"dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408, "context": 1024}
 SHAPES = ("small", "1b", "3b")  # the last two for a GPU
@@ -84,9 +83,7 @@ def synchronise() -> None:
 
 def peak_bytes() -> int:
     """The most memory this process had: of the GPU where there is one."""
-    if on_gpu():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory("cuda" if on_gpu() else "cpu")
 
 
 def resident_bytes() -> int:

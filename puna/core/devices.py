@@ -3,7 +3,9 @@
 import ctypes
 import os
 import platform
+import resource
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +88,14 @@ def _cpu_flags() -> set[str]:
     except OSError:
         return set()
     return set(lines[0].split()) if lines else set()
+
+
+def peak_memory(device_type: str) -> int:
+    """Most bytes held at once so far: by torch on a GPU, else by this process."""
+    if device_type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def cpu_name() -> str:

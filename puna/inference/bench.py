@@ -1,15 +1,12 @@
 """Speed of an engine on this machine: what ``puna bench`` prints."""
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
-from puna.core.devices import memory_bandwidth
+from puna.core.devices import memory_bandwidth, peak_memory
 from puna.data.generators import generate_chats
 from puna.inference.engine import Engine
 from puna.inference.generate import generate, stream
@@ -123,7 +120,7 @@ def run(
         compiled_start=compiled_start,
         weight_bytes=engine.weight_bytes,
         cache_bytes_per_token=engine.cache_bytes_per_token,
-        peak_memory=_peak_memory(device),
+        peak_memory=peak_memory(device),
         bandwidth=memory_bandwidth(device),
     )
 
@@ -203,9 +200,3 @@ def _some_text(engine: Engine, n: int) -> list[int]:
             ids += engine.tokenizer.encode("\n".join(m.content for m in chat.messages) + "\n")
         seed += 1
     return ids[:n]
-
-
-def _peak_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -52,6 +52,9 @@ class Layout(Config):
     backward pass; auto drops them unless a pipeline would gather them for every microbatch."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory under ``dp_shard``."""
+    async_tp: bool = False
+    """On GPUs, divide the products under ``tp`` so that their exchanges go on meanwhile; the blocks
+    must be compiled."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -59,6 +62,8 @@ class Layout(Config):
             raise ValueError("microbatches and schedule are of a pipeline: set pp, or leave them")
         if self.pp > 1:
             self._check_microbatches()
+        if self.async_tp and self.tp == 1:
+            raise ValueError("async_tp is of tensor parallelism: set tp, or leave it")
         return self
 
     def _check_microbatches(self) -> None:

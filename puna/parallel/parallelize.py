@@ -42,6 +42,16 @@ class Parallel:
             self.mesh.layout.check_batches(row_length, rows * self.mesh.layout.dp, 0)
         return batch if self.pieces is None else self.pieces.batch(batch)
 
+    def bubble(self) -> float | None:
+        """Share of the pipelines' time in which processes computed nothing; None without one.
+
+        Since it was asked for last. All processes call it.
+        """
+        if self.pipeline is None:
+            return None
+        busy, whole = self.mesh.sum(self.pipeline.seconds())
+        return 1 - busy / whole
+
     def complete_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """After the last backward pass of a step: sum what is not summed within it."""
         if self.mesh.layout.only_replicas:
@@ -148,10 +158,12 @@ def _laid_out(model: Llama, mesh: Mesh) -> Parallel:
         for part in parts:
             spread_positions(part, pieces)
     if layout.tp > 1:
-        from puna.parallel.tensor import spread_products
+        from puna.parallel.tensor import exchange_within_products, spread_products
 
         for part in parts:
             spread_products(part, mesh.devices["tp"])
+        if layout.async_tp and model.device.type == "cuda":
+            exchange_within_products(mesh.devices["tp"].get_group())
     if layout.dp * layout.cp > 1:
         from torch.distributed.fsdp import register_fsdp_forward_method
 

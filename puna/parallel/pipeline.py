@@ -5,6 +5,7 @@ stage needs (ids, positions, documents) each takes from the batch itself, which 
 document masks hold in every schedule. The last stage computes the objective.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -107,6 +108,45 @@ def cut_into_stages(model: Llama, mesh: Mesh) -> list[Stage]:
     return stages
 
 
+class Clock:
+    """Adds up the time spent within it, on a GPU that of the work given to it there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._mark()
+
+    def __exit__(self, *_: object) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._on_gpu:
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, its time added up."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return timed
+
+    def seconds(self) -> float:
+        """The sum, which begins anew."""
+        marks, self._marks = self._marks, []
+        pairs = zip(marks[::2], marks[1::2], strict=True)
+        if not self._on_gpu:
+            return sum(end - start for start, end in pairs)
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in pairs) / 1000
+
+
 @dataclass(frozen=True)
 class Tie:
     """An embedding that is the head too, of which first and last stage have a copy each.
@@ -158,6 +198,7 @@ class Pipeline:
 
     def __init__(self, stages: list[Stage], mesh: Mesh) -> None:
         self.stages, self.mesh = stages, mesh
+        self._busy, self._whole = (Clock(stages[0].part.device) for _ in range(2))
         self._schedule = cache(self._new_schedule)  # the exchange is set up for one shape
 
     def run(self, objective: Callable[[Llama, Any], Any], batch: Any) -> list[Any]:
@@ -179,12 +220,17 @@ class Pipeline:
         schedule = self._schedule(rows // n, time, self.stages[0].part.dtype)
         numbers = torch.arange(n)
         first, last = (any(getattr(s, end) for s in self.stages) for end in ("first", "last"))
-        schedule.step(
-            *([numbers] if first else []), target=numbers if last else None, number=numbers
-        )
+        with self._whole:
+            schedule.step(
+                *([numbers] if first else []), target=numbers if last else None, number=numbers
+            )
         outcomes = [outcome for stage in self.stages for outcome in stage.outcomes]
         self._forget()
         return outcomes
+
+    def seconds(self) -> tuple[float, float]:
+        """Since it was asked for last: in passes through a stage, and in `run` altogether."""
+        return self._busy.seconds(), self._whole.seconds()
 
     def look(self, objective: Callable[[Llama, Any], Any], batch: Any) -> list[Any]:
         """What ``objective`` makes of ``batch``, no gradient recorded, where the last stage is.
@@ -240,6 +286,9 @@ class Pipeline:
                 self.stages, layout.stages_of(self.mesh.places["pp"]), strict=True
             )
         ]
+        for stage in made:
+            for name in ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk"):
+                setattr(stage, name, self._busy.around(getattr(stage, name)))
         return _SCHEDULES[layout.schedule](
             made[0] if layout.stages == layout.pp else made,
             layout.n_microbatches,

@@ -5,9 +5,13 @@ what was an all-reduce is a reduce-scatter after a block's half and an all-gathe
 (Korthikanti et al. 2022, "Reducing Activation Recomputation", section 4.2.2).
 """
 
+import warnings
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch._inductor import config as inductor
+from torch.distributed import _symmetric_memory as symmetric_memory
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -55,6 +59,18 @@ def spread_products(model: Llama, mesh: DeviceMesh) -> None:
     parallelize_module(model, mesh, outer)
     if "model.embed_tokens" in outer:
         model.model.embed_tokens.register_forward_hook(_arrived)
+
+
+def exchange_within_products(group: dist.ProcessGroup) -> None:
+    """Let Inductor make gathering and the products after it one, and products and scattering.
+
+    Asynchronous tensor parallelism: parts of a product are computed while others are on their way
+    through memory that the GPUs of ``group`` share. It holds for all that this process compiles
+    from here on.
+    """
+    inductor._micro_pipeline_tp = True
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # still needed in 2.13
+        symmetric_memory.enable_symm_mem_for_group(group.group_name)
 
 
 def _arrived(_module: nn.Module, _arguments: Any, output: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from puna.core.config import Config
 from puna.parallel import Layout
 
-CIRCUMSTANCES = ("layout", "checkpoint_async", "durable", "durable_every")
+CIRCUMSTANCES = (
+    "layout", "checkpoint_async", "durable", "durable_every", "trace_step", "trace_to",
+)  # fmt: skip
 """Fields that change no result: a run goes on with other values of them."""
 
 
@@ -67,6 +69,10 @@ class LoopConfig(Config):
     """Steps between those, a multiple of ``checkpoint_every``; the last is always copied."""
     log_every: int = Field(default=10, ge=1)
     """Steps between progress events."""
+    trace_step: int = Field(default=0, ge=0)
+    """Step whose operations are written down as a trace, to be opened in Perfetto; 0 for none."""
+    trace_to: str = "traces"
+    """Folder of traces, one file for each process."""
     layout: Layout = Layout()
     """How several processes share the work; it changes neither data nor results, and a run may go
     on with another one."""
@@ -82,6 +88,8 @@ class LoopConfig(Config):
             raise ValueError(
                 "offload_activations and recompute_every need recompute: set it to full"
             )
+        if self.layout.async_tp and not self.compile:
+            raise ValueError("layout.async_tp is of compiled blocks: set compile to true")
         if self.optimizer == "adamw8bit" and not self.layout.only_replicas:
             raise ValueError(
                 "optimizer adamw8bit keeps moments in blocks of whole matrices, the layout spreads "

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puna.core.devices import fast_dtype, peak_flops
+from puna.core.devices import fast_dtype, peak_flops, peak_memory
 from puna.core.errors import PunaError, UsageError
 from puna.core.events import EventLog
 from puna.core.random import stable_seed
@@ -30,6 +30,7 @@ from puna.training.checkpoint import Checkpoints, Kept, Progress
 from puna.training.config import LoopConfig
 from puna.training.interrupt import Interrupted, deferred_interrupt
 from puna.training.optimizer import learning_rate
+from puna.training.trace import traced
 from puna.training.updates import Updates, updates_of
 
 _SLOW_BF16 = (
@@ -202,17 +203,19 @@ def train(
         )
     with updates, deferred_interrupt() as stop_asked:
         while at.step < config.steps:
-            started = time.perf_counter()
             if not mesh.is_first:  # the checkpoint keeps the first one's random state only
                 torch.manual_seed(stable_seed("train", stage, at.step, mesh.rank))
-            batches = source(at.step, mesh.share)
-            done, norm = _step(parallel, objective, batches, updates, config, at.step)
-            done.seconds = time.perf_counter() - started
+            with traced(config, at.step + 1, stage, mesh.rank, model.device.type, events):
+                started = time.perf_counter()
+                batches = source(at.step, mesh.share)
+                done, norm = _step(parallel, objective, batches, updates, config, at.step)
+                done.seconds = time.perf_counter() - started
             at = Progress(at.step + 1, at.tokens + done.tokens, at.seconds + done.seconds)
             window.add(done)
             last = at.step == config.steps
             if at.step % config.log_every == 0 or last:
                 rate = window.tokens / window.seconds
+                flops, bubble = rate * flops_per_token / mesh.n_processes, parallel.bubble()
                 events.emit(
                     "train_step",
                     stage=stage,
@@ -224,7 +227,10 @@ def train(
                     tokens=at.tokens,
                     seconds=at.seconds,
                     tokens_per_s=rate,
-                    mfu=rate * flops_per_token / (peak * mesh.n_processes),
+                    tflops=flops / 1e12,
+                    mfu=flops / peak,
+                    memory_gib=peak_memory(model.device.type) / 2**30,
+                    **({} if bubble is None else {"bubble": bubble}),
                     left_s=(config.steps - at.step) * window.seconds / window.steps,
                 )
                 window = _Window()

@@ -101,6 +101,18 @@ def test_any_layout_trains_as_one_process(folder: Path, name: str) -> None:
     assert_equal_runs(folder, name, "one tied" if name.endswith("tied") else "one")
 
 
+@pytest.mark.parametrize("name", RUNS | SIXTEEN)
+def test_a_pipeline_says_what_share_of_its_time_nothing_was_computed(
+    folder: Path, name: str
+) -> None:
+    pipelined = (RUNS | SIXTEEN)[name][0].get("pp", 1) > 1
+    bubbles = [event.get("bubble") for event in steps(folder, name)]
+    if pipelined:
+        assert all(0 < bubble < 1 for bubble in bubbles)
+    else:
+        assert set(bubbles) == {None}
+
+
 def test_every_step_was_clipped(folder: Path) -> None:
     assert min(event["grad_norm"] for event in steps(folder, "one")) > 0.1
 

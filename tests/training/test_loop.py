@@ -1,3 +1,5 @@
+import gzip
+import json
 import math
 import os
 import signal
@@ -264,3 +266,32 @@ def test_bf16_without_hardware_for_it_is_warned_of(
         texts = [event["text"] for event in said if event["kind"] == "warning"]
         assert len(texts) == warned
         assert all("leave precision at auto" in text for text in texts)
+
+
+def test_a_trace_has_the_operations_of_its_step_and_changes_nothing(
+    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path
+) -> None:
+    plain, watched = new_model(), new_model()
+    run(plain, rows, loop, tmp_path / "plain")
+    place = tmp_path / "traces"
+    run(
+        watched, rows, loop.model_copy(update={"trace_step": 2, "trace_to": str(place)}),
+        tmp_path / "watched",
+    )  # fmt: skip
+    (path,) = place.iterdir()
+    assert path.name == "train-step-2-process-0.json.gz"
+    with gzip.open(path) as handle:
+        names = {event.get("name") for event in json.load(handle)["traceEvents"]}
+    assert {"aten::mm", "Optimizer.step#AdamW.step"} <= names
+    assert all(map(torch.equal, weights(plain), weights(watched)))
+
+
+def test_a_step_says_what_it_computes_and_holds(
+    rows: PackedRows, new_model: New, loop: LoopConfig, tmp_path: Path
+) -> None:
+    model = new_model()
+    for event in run(model, rows, loop, tmp_path):
+        flops = event["tokens_per_s"] * model.config.flops_per_token(0)
+        assert event["tflops"] == pytest.approx(flops / 1e12)
+        assert event["memory_gib"] > 0
+        assert "bubble" not in event
