@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from puna.core.devices import default_device
 from puna.data import Batch
 from puna.model import Llama
 from puna.parallel.adapters import check_adapter
@@ -43,7 +44,9 @@ class Parallel:
         return batch if self.pieces is None else self.pieces.batch(batch)
 
     def bubble(self) -> float | None:
-        """Share of the pipelines' time in which processes computed nothing; None without one.
+        """Share of the pipelines' time in which a process computed nothing, the mean of all.
+
+        None without a pipeline.
 
         Since it was asked for last. All processes call it.
         """
@@ -162,7 +165,7 @@ def _laid_out(model: Llama, mesh: Mesh) -> Parallel:
 
         for part in parts:
             spread_products(part, mesh.devices["tp"])
-        if layout.async_tp and model.device.type == "cuda":
+        if layout.async_tp and default_device().type == "cuda":
             exchange_within_products(mesh.devices["tp"].get_group())
     if layout.dp * layout.cp > 1:
         from torch.distributed.fsdp import register_fsdp_forward_method

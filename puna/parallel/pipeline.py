@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, schedules
 
+from puna.core.devices import default_device
 from puna.core.errors import UsageError
 from puna.data import Batch
 from puna.model import Llama
@@ -109,10 +110,10 @@ def cut_into_stages(model: Llama, mesh: Mesh) -> list[Stage]:
 
 
 class Clock:
-    """Adds up the time spent within it, on a GPU that of the work given to it there."""
+    """Adds up the time spent within it; with a GPU, that of the work given to it there."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+    def __init__(self) -> None:
+        self._on_gpu = default_device().type == "cuda"  # weights may be on the way to it
         self._marks: list[Any] = []
 
     def __enter__(self) -> None:
@@ -138,12 +139,13 @@ class Clock:
         return timed
 
     def seconds(self) -> float:
-        """The sum, which begins anew."""
+        """The sum, which begins anew; waits for the last work on the GPU."""
         marks, self._marks = self._marks, []
         pairs = zip(marks[::2], marks[1::2], strict=True)
         if not self._on_gpu:
             return sum(end - start for start, end in pairs)
-        torch.cuda.synchronize()
+        if marks:
+            marks[-1].synchronize()
         return sum(start.elapsed_time(end) for start, end in pairs) / 1000
 
 
@@ -198,7 +200,7 @@ class Pipeline:
 
     def __init__(self, stages: list[Stage], mesh: Mesh) -> None:
         self.stages, self.mesh = stages, mesh
-        self._busy, self._whole = (Clock(stages[0].part.device) for _ in range(2))
+        self._busy, self._whole = (Clock() for _ in range(2))
         self._schedule = cache(self._new_schedule)  # the exchange is set up for one shape
 
     def run(self, objective: Callable[[Llama, Any], Any], batch: Any) -> list[Any]:

@@ -216,6 +216,7 @@ def train(
             if at.step % config.log_every == 0 or last:
                 rate = window.tokens / window.seconds
                 flops, bubble = rate * flops_per_token / mesh.n_processes, parallel.bubble()
+                (held,) = mesh.largest([peak_memory(model.device.type)])
                 events.emit(
                     "train_step",
                     stage=stage,
@@ -229,7 +230,7 @@ def train(
                     tokens_per_s=rate,
                     tflops=flops / 1e12,
                     mfu=flops / peak,
-                    memory_gib=peak_memory(model.device.type) / 2**30,
+                    memory_gib=held / 2**30,
                     **({} if bubble is None else {"bubble": bubble}),
                     left_s=(config.steps - at.step) * window.seconds / window.steps,
                 )

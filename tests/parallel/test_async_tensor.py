@@ -1,4 +1,4 @@
-"""Asynchronous tensor parallelism, as far as it goes without a second GPU: the compiled graph."""
+"""Asynchronous tensor parallelism, as far as it goes without a second GPU: a forward graph."""
 
 import json
 import subprocess

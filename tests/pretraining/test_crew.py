@@ -25,9 +25,24 @@ def vanish(number: int) -> int:
     os._exit(9)
 
 
+def leave(number: int) -> int:
+    raise Interrupted("as a member does that somebody asks to stop")
+
+
+class Stubborn(Exception):
+    """Cannot be pickled and read again."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def object_to(number: int) -> int:
+    raise Stubborn("this", "that")
+
+
 def linger(place: Path) -> None:
-    place.with_suffix(".begun").touch()
     try:
+        place.with_suffix(".begun").touch()
         time.sleep(300)
     except KeyboardInterrupt:
         place.with_suffix(".stopped").touch()
@@ -49,8 +64,15 @@ def test_every_item_is_worked_on_once_and_an_error_is_that_of_the_work() -> None
 
 
 def test_a_process_that_vanishes_is_noticed() -> None:
-    with pytest.raises(PunaError, match="ended in the middle of its work"):
-        list(shared_out(vanish, [1], 1))
+    for work in (vanish, leave):
+        with pytest.raises(PunaError, match="ended in the middle of its work"):
+            list(shared_out(work, [1], 1))
+
+
+def test_any_error_arrives() -> None:
+    with pytest.raises(PunaError, match="Stubborn: this and that") as error:
+        list(shared_out(object_to, [1], 1))
+    assert "in object_to" in error.value.__notes__[0]
 
 
 def test_who_is_asked_to_stop_stops_the_others(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from puna.cli.main import app
@@ -153,6 +154,10 @@ def test_sweeps_go_on_where_they_were_and_refuse_other_settings(
     for result in first:
         assert result.flops == pytest.approx(result.budget, rel=0.1)
         assert result.loss < math.log(300)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="would share one GPU"):
+        run_sweep(sweep, tmp_path / "shared", EventLog(), seen.append, processes=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     shared = run_sweep(sweep, tmp_path / "shared", EventLog(), seen.append, processes=2)
     for one, alone in zip(shared, first, strict=True):
         assert (one.size, one.steps, one.tokens) == (alone.size, alone.steps, alone.tokens)

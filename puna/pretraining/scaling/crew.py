@@ -1,8 +1,11 @@
 """Independent pieces of work, shared by processes of this machine."""
 
 import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from queue import Empty
@@ -21,25 +24,25 @@ _LOOK_S = 0.5
 
 def shared_out(
     work: Callable[[Item], Outcome], items: Sequence[Item], processes: int
-) -> Iterator[tuple[Item, Outcome]]:
+) -> Generator[tuple[Item, Outcome], None, None]:
     """Each item with ``work`` of it, as they are done; they begin in the order given.
 
-    Processes have equal shares of this one's threads. When this one is asked to stop they are asked
-    to, and waited for; when it is killed they end too. Raises what ``work`` raises, `Interrupted`,
-    and `PunaError` when a process ends in the middle of its work.
+    Processes have equal shares of this one's threads. When this one is asked to stop, or the
+    iterator is closed, they are asked to and waited for; asked again, they are killed. When it is
+    killed they end too. Raises what ``work`` raises, `Interrupted`, and `PunaError` when a process
+    ends in the middle of its work.
 
     Args:
         work: can be pickled.
         items: can be pickled.
         processes: how many work at once, at most.
     """
-    context = get_context("spawn")
+    context, count = get_context("spawn"), min(processes, len(items))
     todo, done = context.Queue(), context.Queue()
-    count = min(processes, len(items))
     for number in [*range(len(items)), *[None] * count]:
         todo.put(number)
-    threads = max(1, torch.get_num_threads() // processes)
-    given = (work, items, threads, os.getpid(), todo, done)
+    threads = torch.get_num_threads() // max(1, count)
+    given = (work, items, max(1, threads), os.getpid(), todo, done)
     members = [context.Process(target=_member, args=given) for _ in range(count)]
     try:
         with deferred_interrupt() as stop:
@@ -56,22 +59,31 @@ def shared_out(
                 os.kill(member.pid, signal.SIGINT)
         raise
     finally:
-        for member in members:
-            if member.pid is not None:
-                member.join()
+        _join([member for member in members if member.pid is not None])
 
 
 def _next(done: Any, members: Sequence[BaseProcess], is_stopped: Callable[[], bool]) -> Any:
     while not is_stopped():
+        all_ended = not any(member.is_alive() for member in members)  # nothing comes after that
         try:
             return done.get(timeout=_LOOK_S)
         except Empty:
-            if any(member.exitcode for member in members):
+            if all_ended or any(member.exitcode for member in members):
                 raise PunaError(
                     "one of the processes ended in the middle of its work (out of memory?): run "
                     "the same command again, with fewer of them"
                 ) from None
-    raise Interrupted("stopped, the steps in hand are saved: run the same command to go on")
+    raise Interrupted("stopped: run the same command to go on")
+
+
+def _join(members: Sequence[BaseProcess]) -> None:
+    try:
+        for member in members:
+            member.join()
+    except BaseException:  # asked to stop once more
+        for member in members:
+            member.kill()
+        raise
 
 
 def _member(
@@ -83,12 +95,24 @@ def _member(
     done: Any,
 ) -> None:
     os.setsid()  # Ctrl-C is for the leader, who tells the members
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it
     end_with(leader)
     torch.set_num_threads(threads)
     try:
         while (number := todo.get()) is not None:
             done.put((number, work(items[number]), None))
     except (KeyboardInterrupt, Interrupted):
-        pass
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001  it is raised in the leader
-        done.put((None, None, error))
+        done.put((None, None, _sendable(error)))
+
+
+def _sendable(error: Exception) -> Exception:
+    """``error`` with where it was raised, or what it says when it cannot be pickled."""
+    where = "".join(traceback.format_exception(error))
+    try:
+        sent = pickle.loads(pickle.dumps(error))  # noqa: S301  what this process has just made
+    except Exception:  # noqa: BLE001  anything may go wrong
+        sent = PunaError(f"{type(error).__name__}: {error}")
+    sent.add_note(where)
+    return sent

@@ -8,6 +8,7 @@ another: several processes may share them.
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,7 @@ def run_sweep(
     Args:
         sweep: what to train.
         folder: of the runs and their data.
-        events: told of every step.
+        events: told of every step of a single process.
         done: told of each run, those found done included.
         processes: how many runs go on at once, each with its share of this process's threads. Of
             several, each writes its events to ``folder/events.jsonl``.
@@ -147,6 +148,8 @@ def run_sweep(
     Returns the results, the cheapest budget first. Raises `UsageError` when ``folder`` holds
     another sweep, `PunaError` when a process ends in the middle of a run.
     """
+    if processes > 1 and torch.cuda.is_available():
+        raise UsageError("several processes would share one GPU: leave --processes at 1")
     _claim(sweep, folder)
     data = _Data.prepared(sweep, folder / "data")
     results = {trial: _result(folder / trial.name) for trial in trials_of(sweep)}
@@ -155,8 +158,6 @@ def run_sweep(
             done(result)
     open_trials = [trial for trial, result in results.items() if result is None]
     if processes > 1:
-        if torch.cuda.is_available():
-            raise UsageError("several processes would share one GPU: leave --processes at 1")
         open_trials.sort(key=lambda trial: -trial.budget)  # so that none ends long after the others
         there = partial(_carry_out_there, sweep, folder)
         carried_out = shared_out(there, open_trials, processes)
@@ -164,9 +165,10 @@ def run_sweep(
         carried_out = (
             (trial, _carry_out(sweep, trial, data, folder, events)) for trial in open_trials
         )
-    for trial, result in carried_out:
-        results[trial] = result
-        done(result)
+    with closing(carried_out):
+        for trial, result in carried_out:
+            results[trial] = result
+            done(result)
     return [result for result in results.values() if result is not None]
 
 
