@@ -20,6 +20,10 @@ from puna.data import write_tokens
 from puna.formats import load_model, save_model
 from puna.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.timeout(
+    900
+)  # the first one trains all layouts: on an old processor for minutes
+
 TIED: dict[str, Any] = {"tie_embeddings": True}
 PP = {"pp": 2, "dp_shard": 2}
 RUNS: Runs = {  # of four processes
