@@ -20,9 +20,7 @@ from puna.data import write_tokens
 from puna.formats import load_model, save_model
 from puna.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.timeout(
-    900
-)  # the first one trains all layouts: on an old processor for minutes
+pytestmark = pytest.mark.timeout(900)  # the first test trains all layouts: it may take minutes
 
 TIED: dict[str, Any] = {"tie_embeddings": True}
 PP = {"pp": 2, "dp_shard": 2}
