@@ -16,6 +16,7 @@ PROGRAM = """
 import json
 import torch
 import torch.distributed as dist
+from torch._inductor.exc import InductorError
 from torch._inductor.fx_passes import post_grad
 from torch.distributed import _symmetric_memory
 from torch.distributed.device_mesh import init_device_mesh
@@ -52,7 +53,7 @@ post_grad.micro_pipeline_tp_pass = look
 model.compile_blocks()
 try:
     model.hidden(torch.randint(0, 64, (2, 32)))
-except Exception as error:
+except InductorError as error:
     assert "Seen" in repr(error), error
 print(json.dumps(found))
 """

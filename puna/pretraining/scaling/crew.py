@@ -112,7 +112,7 @@ def _sendable(error: Exception) -> Exception:
     where = "".join(traceback.format_exception(error))
     try:
         sent = pickle.loads(pickle.dumps(error))  # noqa: S301  what this process has just made
-    except Exception:  # noqa: BLE001  anything may go wrong
+    except (pickle.PickleError, TypeError, AttributeError):
         sent = PunaError(f"{type(error).__name__}: {error}")
     sent.add_note(where)
     return sent
