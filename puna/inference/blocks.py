@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from puna.inference.attention import attend_one, fusion_barrier
 from puna.inference.cache import PagedLayer, PagedView
-from puna.inference.compiled import Step
+from puna.inference.compiled import Step, compiles
+from puna.inference.integers import Rounding, scaled_rows
 from puna.inference.rotation import spread
-from puna.inference.weights import Int8Rows, JoinedAttention, quantised_rows, scaled_rows
+from puna.inference.weights import Int8Rows, JoinedAttention
 from puna.model.linear import rms_norm
 from puna.model.llama import swiglu
 
@@ -57,6 +58,8 @@ def _layer(
 class OneRow:
     """Blocks for one token of one row, each as one call of one compiled function.
 
+    For products that it can hold, see `fits`.
+
     Args:
         blocks: of the model.
         facts: see `Step`.
@@ -74,6 +77,12 @@ class OneRow:
         self._step = Step("block", facts, whole, {**_CACHE, 9: [1]})
         self._tensors = [tuple(block.state_dict().values()) for block in blocks]
 
+    @staticmethod
+    def fits(blocks: nn.ModuleList) -> bool:
+        """Whether a compiled function can hold these blocks' products."""
+        first: Any = blocks[0]
+        return compiles(first.self_attn.o_proj)
+
     def __call__(
         self, x_btd: Tensor, cos: Tensor, sin: Tensor, layers: Sequence[PagedLayer]
     ) -> Tensor:
@@ -85,24 +94,30 @@ class OneRow:
 
 
 class CompiledBlock(nn.Module):
-    """A block for several rows or positions: what is between its products runs compiled."""
+    """A block of which what is between its products runs compiled.
 
-    def __init__(self, block: nn.Module, between: "Between") -> None:
+    Args:
+        one: for one token of one row; None leaves the block as it is.
+        several: for several rows or positions; likewise.
+    """
+
+    def __init__(self, block: nn.Module, one: "Between | None", several: "Between | None") -> None:
         super().__init__()
         self.block = block
-        self._between = between
+        self._one, self._several = one, several
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: PagedLayer | None
     ) -> Tensor:
-        if layer is None or x.numel() == x.shape[-1]:
+        between = self._one if x.numel() == x.shape[-1] else self._several
+        if layer is None or between is None:
             result: Tensor = self.block(x, cos, sin, mask, layer)
             return result
-        return self._between.run(self.block, x, cos, sin, mask, layer)
+        return between.run(self.block, x, cos, sin, mask, layer)
 
 
 class Between:
-    """What runs between the products of a block for several rows or positions, compiled.
+    """What runs between the products of a block, compiled.
 
     What a product takes is "ready": one tensor, its rows; or two, where it takes rows rounded to 8
     bits, those and their scales, which its result still lacks.
@@ -110,18 +125,25 @@ class Between:
     Args:
         attention: of any layer.
         eps: of the norms.
-        rounded: whether products take rounded rows.
+        rounding: of the rows that products take; None takes them as they are.
+        several: for several rows or positions, or for one token of one row.
         facts: see `Step`.
     """
 
     def __init__(
-        self, attention: JoinedAttention, eps: float, facts: str, *, rounded: bool
+        self,
+        attention: JoinedAttention,
+        eps: float,
+        facts: str,
+        *,
+        rounding: Rounding | None,
+        several: bool,
     ) -> None:
         self._attention = attention
-        self._rounded = rounded
+        self._rounded = rounded = rounding is not None
 
         def ready(x: Tensor) -> tuple[Tensor, ...]:
-            return quantised_rows(x) if rounded else (x,)
+            return (x,) if rounding is None else rounding.apply(x)
 
         def whole(product: Tensor, *scale: Tensor) -> Tensor:
             return scaled_rows(product, scale[0]) if rounded else product
@@ -148,13 +170,13 @@ class Between:
         def leave(x: Tensor, out: Tensor, *scale: Tensor) -> Tensor:
             return x + whole(out, *scale)
 
-        rows = [0]
+        rows = [0] if several else []
         step = partial(Step, facts=facts)
         self._ready = step("ready", function=ready, varying={0: rows})
         self._whole = step("whole", function=whole, varying={0: rows, 1: rows})
         self._enter = step("enter", function=enter, varying={0: rows})
         by_row = dict.fromkeys((0, 1, 2, 7, 8, 10, 11), rows)
-        self._mix = step("mix", function=mix, varying={**_CACHE, **by_row, 9: [0, 1]})
+        self._mix = step("mix", function=mix, varying={**_CACHE, **by_row, 9: [*rows, 1]})
         self._turn = step("turn", function=turn, varying={0: rows, 1: rows, 3: rows})
         self._activate = step("activate", function=activate, varying={0: rows, 1: rows})
         self._leave = step("leave", function=leave, varying={0: rows, 1: rows, 2: rows})
@@ -195,11 +217,21 @@ class Between:
         return product
 
 
-def compiled_blocks(blocks: nn.ModuleList, facts: str) -> nn.ModuleList:
-    """The blocks, compiled for several rows or positions where their products are joined."""
+def compiled_blocks(blocks: nn.ModuleList, facts: str, *, several: bool) -> nn.ModuleList:
+    """The blocks, compiled between their products where those are joined.
+
+    Args:
+        facts: see `Step`.
+        several: whether for several rows or positions too, not only for what `OneRow` cannot hold.
+    """
     first: Any = blocks[0]
     if not isinstance(first.self_attn, JoinedAttention):
         return blocks
-    rounded = isinstance(first.self_attn.o_proj, Int8Rows)
-    between = Between(first.self_attn, first.input_layernorm.eps, facts, rounded=rounded)
-    return nn.ModuleList(CompiledBlock(block, between) for block in blocks)
+    product = first.self_attn.o_proj
+    rounding = product.rounding if isinstance(product, Int8Rows) else None
+    between = partial(Between, first.self_attn, first.input_layernorm.eps, facts, rounding=rounding)
+    one = None if OneRow.fits(blocks) else between(several=False)
+    many = between(several=True) if several else None
+    if one is None and many is None:
+        return blocks
+    return nn.ModuleList(CompiledBlock(block, one, many) for block in blocks)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from puna.inference.attention import attend_one
+from puna.inference.integers import scaled_rows
 from puna.inference.kept_code import CodeShelf
 from puna.inference.shortcut import Shortcut
-from puna.inference.weights import Int8Rows, quantised_rows, scaled_rows
+from puna.inference.weights import Int8Rows
 
 _OPTIONS: dict[str, Any] = {
     "guard_filter_fn": lambda guards: [False for _ in guards],
@@ -78,6 +79,11 @@ def _compile(function: Callable[..., Any], args: Sequence[Any]) -> Callable[...,
     return run
 
 
+def compiles(product: nn.Module) -> bool:
+    """Whether a compiled function can hold this product of one row."""
+    return not (isinstance(product, Int8Rows) and product.packed_bytes)
+
+
 class CompiledHead(nn.Module):
     """The head, compiled for one row; for several only what follows a product of integers."""
 
@@ -94,11 +100,12 @@ class CompiledHead(nn.Module):
         self._scaled = Step("scaled", "", scaled_rows, {0: [0], 1: [0]})
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() > x.shape[-1]:
-            if isinstance(self.head, Int8Rows):
-                rows, scale = quantised_rows(x)
-                scaled: Tensor = self._scaled(self.head.multiply(rows), scale)
-                return scaled
+        several = x.numel() > x.shape[-1]
+        if several and isinstance(self.head, Int8Rows):
+            rows, scale = self.head.rounding.apply(x)
+            scaled: Tensor = self._scaled(self.head.multiply(rows), scale)
+            return scaled
+        if several or not compiles(self.head):
             result: Tensor = self.head(x)
             return result
         # bf16 after a prompt, fp32 after a token

@@ -13,7 +13,7 @@ from puna.inference.cache import PagedStore
 from puna.inference.compiled import CompiledAttention, CompiledHead
 from puna.inference.graphs import GraphedDecoding
 from puna.inference.rotation import unrotated_hidden
-from puna.inference.weights import Weights, activation_dtype, ready_for_inference
+from puna.inference.weights import Int8Rows, Weights, activation_dtype, ready_for_inference
 from puna.model import Llama
 
 
@@ -81,10 +81,10 @@ class Runner:
         self._one_row = None
         if self._compiled:
             facts = f"{model.config.model_dump_json()} {twin.model.layers[0]}"
-            self._one_row = OneRow(twin.model.layers, facts)
+            blocks = twin.model.layers
+            self._one_row = OneRow(blocks, facts) if OneRow.fits(blocks) else None
             self.head = CompiledHead(head)
-            if self._several:
-                twin.model.layers = compiled_blocks(twin.model.layers, facts)
+            twin.model.layers = compiled_blocks(blocks, facts, several=self._several)
         self._graphs = GraphedDecoding(twin, self.store) if self._graphed else None
 
     @property
@@ -92,7 +92,9 @@ class Runner:
         """Weights that a pass with one token reads: all but the table of embeddings."""
         table = self.model.model.embed_tokens.weight
         tensors = [*self.model.state_dict().values(), *self.head.state_dict().values()]
-        return sum(t.nbytes for t in tensors) - table.nbytes
+        products = [*self.model.modules(), *self.head.modules()]
+        packed = sum(each.packed_bytes for each in products if isinstance(each, Int8Rows))
+        return sum(t.nbytes for t in tensors) - table.nbytes + packed
 
     @torch.inference_mode()
     def hidden(

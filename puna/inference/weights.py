@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from puna.core.devices import fast_dtype, fast_int8
+from puna.core.devices import fast_dtype
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
+from puna.inference.integers import full_scales, integer_kernel, scaled_rows
 from puna.inference.rotation import rotated, spread, spreading
 from puna.model import Llama, LlamaConfig
 from puna.model.attention import Attention
@@ -61,14 +62,19 @@ class Dense(nn.Module):
 
 
 class Int8(nn.Module):
-    """A product with 8-bit weights and one scale for each output."""
+    """A product with 8-bit weights and one scale for each output.
+
+    Args:
+        weight_oi: to be rounded.
+        scale_o: what stands for 1 in the integers; None takes the finest.
+    """
 
     weight: Tensor
     scale: Tensor
 
-    def __init__(self, weight_oi: Tensor) -> None:
+    def __init__(self, weight_oi: Tensor, scale_o: Tensor | None = None) -> None:
         super().__init__()
-        scale = weight_oi.float().abs().amax(1).clamp(min=1e-8) / 127
+        scale = full_scales(weight_oi) if scale_o is None else scale_o
         self.register_buffer("weight", (weight_oi.float() / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
 
@@ -84,47 +90,31 @@ class Int8(nn.Module):
         return F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
 
 
-def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of ``x`` (n, i) in 8 bits, as uint8 around 128, and its scale (n, 1), fp32."""
-    wide = x.float()
-    scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 127
-    return ((wide / scale).round() + 128).to(torch.uint8), scale
-
-
-def scaled_rows(product_no: Tensor, scale_n1: Tensor) -> Tensor:
-    """What `Int8Rows.multiply` gave, with the scales of its rows."""
-    return (product_no.float() * scale_n1).to(product_no.dtype)
-
-
 class Int8Rows(Int8):
-    """A product of 8-bit weights with rows rounded to 8 bits, in integers.
+    """A product of 8-bit weights with rows rounded to integers too.
 
-    Where the processor has no fast one the integers are multiplied in fp32.
+    Attributes:
+        rounding: of the rows that `multiply` takes.
+        packed_bytes: of weights that are in the kernel alone. No compiled function can hold it.
     """
 
     def __init__(self, weight_oi: Tensor) -> None:
-        super().__init__(weight_oi)
-        self._packed: Tensor | None = None
-        if fast_int8():
-            self._packed = torch.ops.onednn.qlinear_prepack(self.weight, None)
-        self._zeros = torch.zeros(len(self.weight), dtype=torch.int64)
-        self._made = activation_dtype("w8a8", "cpu")
+        kernel = integer_kernel()
+        super().__init__(weight_oi, kernel.scales(weight_oi))
+        self.multiply = kernel(self.weight, self.scale, activation_dtype("w8a8", "cpu"))
+        self.rounding = self.multiply.rounding
+        self.packed_bytes = 0
+        if self.multiply.keeps_weight:
+            self.packed_bytes = self.weight.nbytes
+            del self.weight
 
-    def multiply(self, rows_ni: Tensor) -> Tensor:
-        """Products (n, o) of rows from `quantised_rows`; their scales are still missing."""
-        if self._packed is None:
-            product = F.linear(rows_ni.float() - 128, self.weight.float()) * self.scale
-            return product.to(self._made)
-        out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rows_ni, 1.0, 128, self._packed, self.scale, self._zeros,
-            None, 1.0, 0, self._made, "none", [], "",
-        )  # fmt: skip
-        return out
+    def extra_repr(self) -> str:
+        return f"{tuple(self.rounding)}"
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantised_rows(x.reshape(-1, x.shape[-1]))
+        rows, scale = self.rounding.apply(x.reshape(-1, x.shape[-1]))
         if _one_row(x):  # the same numbers as below, read as fast as memory gives them
-            return super().forward(((rows.float() - 128) * scale).to(x.dtype).view_as(x))
+            return super().forward(self.rounding.undo(rows, scale).to(x.dtype).view_as(x))
         return scaled_rows(self.multiply(rows), scale).to(x.dtype).view(*x.shape[:-1], -1)
 
 

@@ -7,26 +7,35 @@ import torch
 from tiny_engine import tiny_llama
 
 from puna.core.devices import fast_bf16, fast_int8
-from puna.inference import Engine, EngineConfig, Request, Sampling, generate, weights
-from puna.inference.weights import Int8Rows, activation_dtype, quantised_rows
+from puna.inference import Engine, EngineConfig, Request, Sampling, generate, integers
+from puna.inference.integers import fast_pairs
+from puna.inference.runner import Runner
+from puna.inference.weights import Int8Rows, activation_dtype
 from puna.model import Llama
 from puna.tokenizer import Tokenizer
 
-Be = Callable[[bool, bool], None]
-# (bf16 products, integer products): as Zen 4 and later, as Ice Lake, and with AVX2 only
-KINDS = [(True, True), (False, True), (False, False)]
-NAMES = ["bf16 and VNNI", "VNNI", "neither"]
+Be = Callable[[str], None]
+# what products have hardware or a kernel: as Zen 4 and later, as Ice Lake, with AVX2 only, and as
+# processors for which FBGEMM is not made
+KINDS: dict[str, set[str]] = {
+    "bf16 and VNNI": {"bf16", "int8"},
+    "VNNI": {"int8"},
+    "AVX2": {"pairs"},
+    "none": set(),
+}
 # what this processor lacks cannot be played: kernels refuse, sums overflow
-BF16_HERE, INTEGERS_HERE = fast_bf16("cpu"), fast_int8()
+HERE = {"bf16": fast_bf16("cpu"), "int8": fast_int8(), "pairs": fast_pairs()}
 # twice what rounding the weights, and bf16 activations, move this model's log-probabilities by
 NEAR = {"bf16": 0.02, "int8": 0.02, "int4": 0.15, "w8a8": 0.05}
 
 
 @pytest.fixture
 def be(monkeypatch: pytest.MonkeyPatch) -> Be:
-    def patch(has_bf16: bool, has_integers: bool) -> None:
-        monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has_bf16 and BF16_HERE)
-        monkeypatch.setattr(weights, "fast_int8", lambda: has_integers and INTEGERS_HERE)
+    def patch(kind: str) -> None:
+        has = {what: there and what in KINDS[kind] for what, there in HERE.items()}
+        monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has["bf16"])
+        monkeypatch.setattr(integers, "fast_int8", lambda: has["int8"])
+        monkeypatch.setattr(integers, "fast_pairs", lambda: has["pairs"])
 
     return patch
 
@@ -54,38 +63,71 @@ def logprobs(model: Llama, tokenizer: Tokenizer, **settings: object) -> torch.Te
 
 
 @pytest.mark.parametrize("form", NEAR)
-@pytest.mark.parametrize(("has_bf16", "has_integers"), KINDS, ids=NAMES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_format_says_what_the_model_says(
-    model: Llama, tokenizer: Tokenizer, be: Be, has_bf16: bool, has_integers: bool, form: str
+    model: Llama, tokenizer: Tokenizer, be: Be, kind: str, form: str
 ) -> None:
     exact = logprobs(model, tokenizer, weights="fp32")
-    be(has_bf16, has_integers)
+    be(kind)
     ways: list[dict[str, object]] = [{}, {"packed_copy": True}]
-    for more in [*ways, {"compile": True}] if form == "bf16" and not has_bf16 else ways:
+    if form == "w8a8" or (form == "bf16" and "bf16" not in KINDS[kind]):
+        ways.append({"compile": True})
+    for more in ways:
         found = logprobs(model, tokenizer, weights=form, **more)
         assert 0 < (found - exact).abs().mean() < NEAR[form]
 
 
-@pytest.mark.parametrize(("has_bf16", "has_integers"), KINDS, ids=NAMES)
-def test_rows_of_8_bits_are_multiplied_to_the_same_numbers(
-    be: Be, has_bf16: bool, has_integers: bool
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (33, 17), (1200, 40)])
+def test_integers_are_multiplied_to_the_same_numbers(
+    be: Be, kind: str, inputs: int, outputs: int
 ) -> None:
-    be(has_bf16, has_integers)
+    be(kind)
     torch.manual_seed(0)
-    layer = Int8Rows(torch.randn(32, 64))
-    rows, _ = quantised_rows(torch.randn(5, 64))
-    rows[0] = 255  # sums of 16 bits would overflow
-    exact = (rows.double() - 128) @ layer.weight.double().T * layer.scale.double()
-    found = layer.multiply(rows)
-    assert found.dtype == activation_dtype("w8a8", "cpu")
+    kernel = integers.integer_kernel()
+    weight = torch.randn(outputs, inputs)
+    weight[0], weight[1] = 1.0, -1.0  # no neighbours are larger: sums of 16 bits would overflow
+    weight[2, ::2] = 0.3
+    weight[2, 1::2] = 0.7
+    scale = kernel.scales(weight)
+    whole = (weight / scale[:, None]).round().to(torch.int8)
+    rows, _ = kernel.rounding.apply(torch.randn(5, inputs))
+    steps, zero = kernel.rounding.steps, kernel.rounding.zero
+    rows[0], rows[1] = zero + steps, zero - steps
+    made = activation_dtype("w8a8", "cpu")
+    found = kernel(whole, scale, made)(rows)
+    exact = (rows.double() - zero) @ whole.double().T * scale.double()
+    assert found.dtype == made
     tolerance = 1e-6 if found.dtype == torch.float32 else 2**-8
     torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+def test_what_pairs_are_rounded_to_fits_in_16_bits() -> None:
+    torch.manual_seed(0)
+    weight = torch.cat((torch.randn(400, 64), torch.full((1, 64), 0.5), torch.zeros(1, 64)))
+    scale = integers._Pairs.scales(weight)
+    whole = (weight / scale[:, None]).round().abs()
+    largest_byte = 2 * integers._Pairs.rounding.steps
+    assert whole.max() <= 127
+    assert largest_byte * whole.unflatten(1, (-1, 2)).sum(-1).max() < 2**15
+
+
+def test_a_product_kept_only_packed_is_counted(model: Llama, be: Be) -> None:
+    sizes = []
+    for kind in ("none", "AVX2"):
+        be(kind)
+        runner = Runner(model, "w8a8", n_pages=2, page_size=16)
+        sizes.append(runner.weight_bytes)
+        # without a kernel of its own the product reads the weights that are kept anyway
+        packed = fast_pairs() and kind == "AVX2"
+        assert bool(Int8Rows(torch.ones(2, 2)).packed_bytes) is packed
+    assert sizes[0] == sizes[1]
 
 
 def test_bf16_weights_take_half_the_memory_whatever_computes(
     model: Llama, tokenizer: Tokenizer, be: Be
 ) -> None:
-    be(False, False)
+    be("none")
     engines = [
         Engine(model, tokenizer, EngineConfig(weights=form, cache_tokens=64))
         for form in ("bf16", "fp32")

@@ -1,0 +1,152 @@
+"""Products of 8-bit weights with rows rounded to 8 bits, by the kernel this processor has.
+
+VNNI sums products of bytes in 32 bits. AVX2 sums two of them in 16 bits first, which not every two
+fit: there both sides are rounded so that none can be too large (docs/log.md).
+"""
+
+import warnings
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from puna.core.devices import fast_int8
+
+
+class Rounding(NamedTuple):
+    """How rows are rounded before a product."""
+
+    steps: int
+    """Of a row's largest magnitude: it becomes this integer."""
+    zero: int
+    """What stands for 0."""
+    dtype: torch.dtype
+    """What the integers are handed over in."""
+
+    def apply(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row of ``x`` (n, i) as integers, and its scale (n, 1), fp32."""
+        wide = x.float()
+        scale = wide.abs().amax(-1, keepdim=True).clamp(min=1e-8) / self.steps
+        return ((wide / scale).round() + self.zero).to(self.dtype), scale
+
+    def undo(self, rows_ni: Tensor, scale_n1: Tensor) -> Tensor:
+        """What the integers stand for, fp32."""
+        return (rows_ni.float() - self.zero) * scale_n1
+
+
+def full_scales(weight_oi: Tensor) -> Tensor:
+    """Scales (o,) with which each output's largest weight becomes 127."""
+    return weight_oi.float().abs().amax(1).clamp(min=1e-8) / 127
+
+
+class Kernel(ABC):
+    """A product with weights given before, in integers.
+
+    Args:
+        weight_oi: int8, rounded with what `scales` gave.
+        scale_o: that.
+        result: data type of the products.
+    """
+
+    rounding = Rounding(127, 0, torch.float32)
+    """How the rows must be rounded."""
+    keeps_weight = False
+    """Whether the weights are in it alone: it reads its own copy whatever the rows are."""
+
+    @abstractmethod
+    def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None: ...
+
+    @staticmethod
+    def scales(weight_oi: Tensor) -> Tensor:
+        """What stands for 1 in each output's integers (o,), of weights to be rounded."""
+        return full_scales(weight_oi)
+
+    @abstractmethod
+    def __call__(self, rows_ni: Tensor) -> Tensor:
+        """Products (n, o) of rounded rows; their scales are still missing."""
+
+
+class _Vnni(Kernel):
+    """oneDNN's, with VNNI."""
+
+    rounding = Rounding(127, 128, torch.uint8)
+
+    def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
+        self._packed = torch.ops.onednn.qlinear_prepack(weight_oi, None)
+        self._scale, self._result = scale_o, result
+        self._zeros = torch.zeros(len(weight_oi), dtype=torch.int64)
+
+    def __call__(self, rows_ni: Tensor) -> Tensor:
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            rows_ni, 1.0, self.rounding.zero, self._packed, self._scale, self._zeros,
+            None, 1.0, 0, self._result, "none", [], "",
+        )  # fmt: skip
+        return product
+
+
+class _Pairs(Kernel):
+    """FBGEMM's, with AVX2: exact, since no sum of two products leaves 16 bits.
+
+    It makes bytes of the rows by itself, up to 180. Weights may have any size then where not both
+    of two neighbours are large: both sides lose half a bit, and less than a side that lost one.
+    """
+
+    _STEPS = 90
+    _PAIR = 2**15 // (2 * _STEPS)  # of two neighbouring weights' magnitudes, the most
+    rounding = Rounding(_STEPS, 0, torch.float32)
+    keeps_weight = True
+
+    @staticmethod
+    def scales(weight_oi: Tensor) -> Tensor:
+        even = F.pad(weight_oi.float().abs(), (0, weight_oi.shape[1] % 2))
+        pairs = even.unflatten(1, (-1, 2)).sum(-1).amax(1).clamp(min=1e-8)
+        return torch.maximum(full_scales(weight_oi), pairs / (_Pairs._PAIR - 1))  # rounded up
+
+    def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
+        engines = torch.backends.quantized
+        former = engines.engine
+        with warnings.catch_warnings():
+            # quantised tensors are to leave torch; this kernel is found only through one
+            warnings.simplefilter("ignore", UserWarning)
+            zeros = torch.zeros(len(weight_oi), dtype=torch.int64)
+            weight = torch._make_per_channel_quantized_tensor(weight_oi, scale_o.double(), zeros, 0)
+            try:
+                engines.engine = "fbgemm"
+                self._packed = torch.ops.quantized.linear_prepack(weight, None)
+            finally:
+                engines.engine = former
+        self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self._result = result
+
+    def __call__(self, rows_ni: Tensor) -> Tensor:
+        product: Tensor = self._multiply(rows_ni, 1.0, self._STEPS, self._packed)
+        return product.to(self._result)
+
+
+class _Widened(Kernel):
+    """The integers in fp32, wherever no kernel above runs."""
+
+    def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
+        self._weight, self._scale, self._result = weight_oi, scale_o, result
+
+    def __call__(self, rows_ni: Tensor) -> Tensor:
+        product = F.linear(rows_ni, self._weight.float()) * self._scale
+        return product.to(self._result)
+
+
+def fast_pairs() -> bool:
+    """Whether FBGEMM's kernels are in this torch and run here."""
+    here = "fbgemm" in torch.backends.quantized.supported_engines
+    return here and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+
+
+def integer_kernel() -> type[Kernel]:
+    """The fastest kernel here."""
+    return _Vnni if fast_int8() else _Pairs if fast_pairs() else _Widened
+
+
+def scaled_rows(product_no: Tensor, scale_n1: Tensor) -> Tensor:
+    """What a `Kernel` gave, with the scales of its rows."""
+    return (product_no.float() * scale_n1).to(product_no.dtype)
