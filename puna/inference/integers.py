@@ -1,4 +1,4 @@
-"""Products of 8-bit weights with rows rounded to 8 bits, by the kernel this processor has.
+"""Products of 8-bit weights with rows rounded to integers, by the kernel this processor has.
 
 VNNI sums products of bytes in 32 bits. AVX2 sums two of them in 16 bits first, which not every two
 fit: there both sides are rounded so that none can be too large (docs/log.md).
@@ -102,7 +102,8 @@ class _Pairs(Kernel):
     def scales(weight_oi: Tensor) -> Tensor:
         even = F.pad(weight_oi.float().abs(), (0, weight_oi.shape[1] % 2))
         pairs = even.unflatten(1, (-1, 2)).sum(-1).amax(1).clamp(min=1e-8)
-        return torch.maximum(full_scales(weight_oi), pairs / (_Pairs._PAIR - 1))  # rounded up
+        both_round_up = 1
+        return torch.maximum(full_scales(weight_oi), pairs / (_Pairs._PAIR - both_round_up))
 
     def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
         engines = torch.backends.quantized
@@ -137,9 +138,13 @@ class _Widened(Kernel):
 
 
 def fast_pairs() -> bool:
-    """Whether FBGEMM's kernels are in this torch and run here."""
-    here = "fbgemm" in torch.backends.quantized.supported_engines
-    return here and hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+    """Whether FBGEMM's kernels run here, and this torch still has the ways to them."""
+    needed = ("linear_prepack", "linear_with_input_q_dq_qweight_dq_output_fp32")
+    return (
+        "fbgemm" in torch.backends.quantized.supported_engines
+        and hasattr(torch, "_make_per_channel_quantized_tensor")
+        and all(hasattr(torch.ops.quantized, name) for name in needed)
+    )
 
 
 def integer_kernel() -> type[Kernel]:

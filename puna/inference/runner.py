@@ -80,8 +80,8 @@ class Runner:
         self.adapters.attach(twin)
         self._one_row = None
         if self._compiled:
-            facts = f"{model.config.model_dump_json()} {twin.model.layers[0]}"
             blocks = twin.model.layers
+            facts = f"{model.config.model_dump_json()} {blocks[0]}"
             self._one_row = OneRow(blocks, facts) if OneRow.fits(blocks) else None
             self.head = CompiledHead(head)
             twin.model.layers = compiled_blocks(blocks, facts, several=self._several)

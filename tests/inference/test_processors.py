@@ -86,9 +86,9 @@ def test_integers_are_multiplied_to_the_same_numbers(
     torch.manual_seed(0)
     kernel = integers.integer_kernel()
     weight = torch.randn(outputs, inputs)
-    weight[0], weight[1] = 1.0, -1.0  # no neighbours are larger: sums of 16 bits would overflow
-    weight[2, ::2] = 0.3
-    weight[2, 1::2] = 0.7
+    # sums of 16 bits overflow first where neighbours are large, and where both are rounded up
+    weight[0], weight[1] = 1.0, -1.0
+    weight[2, ::2], weight[2, 1::2] = 91.5, 89.5
     scale = kernel.scales(weight)
     whole = (weight / scale[:, None]).round().to(torch.int8)
     rows, _ = kernel.rounding.apply(torch.randn(5, inputs))
@@ -104,12 +104,14 @@ def test_integers_are_multiplied_to_the_same_numbers(
 
 def test_what_pairs_are_rounded_to_fits_in_16_bits() -> None:
     torch.manual_seed(0)
-    weight = torch.cat((torch.randn(400, 64), torch.full((1, 64), 0.5), torch.zeros(1, 64)))
+    halves = torch.tensor([91.5, 89.5]).repeat(1, 32)
+    weight = torch.cat((torch.randn(400, 64), halves, torch.zeros(1, 64)))
     scale = integers._Pairs.scales(weight)
     whole = (weight / scale[:, None]).round().abs()
     largest_byte = 2 * integers._Pairs.rounding.steps
     assert whole.max() <= 127
-    assert largest_byte * whole.unflatten(1, (-1, 2)).sum(-1).max() < 2**15
+    largest_pair = whole.unflatten(1, (-1, 2)).sum(-1).max()
+    assert largest_byte * largest_pair < 2**15 <= largest_byte * (largest_pair + 1)
 
 
 def test_a_product_kept_only_packed_is_counted(model: Llama, be: Be) -> None:
