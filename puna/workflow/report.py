@@ -174,12 +174,13 @@ def _answers(models: Mapping[str, Any]) -> list[str]:
 
 
 def _likelihood(models: Mapping[str, Any], baselines: Mapping[str, float] | None) -> list[str]:
-    """Of the model that last read plain text: chats pull the later ones away from it."""
-    measured = [name for name, facts in models.items() if "bits_per_byte" in facts]
-    if not measured:
+    """Of the better one of those that read plain text: chats pull the later ones away from it."""
+    told = {n: facts["bits_per_byte"] for n, facts in models.items() if "bits_per_byte" in facts}
+    if not told:
         return []
-    name = next((n for n in ("cpt", "pretrain") if n in measured), measured[-1])
-    text = f"{_MODELS.get(name, name)} needs {models[name]['bits_per_byte']:.3f} bits per byte"
+    readers = [name for name in ("pretrain", "cpt") if name in told] or list(told)[-1:]
+    name = min(readers, key=told.__getitem__)
+    text = f"{_MODELS.get(name, name)} needs {told[name]:.3f} bits per byte"
     text += " of held-out text"
     return [text + (f", a 5-gram model {baselines['five_gram']:.3f}" if baselines else "")]
 
@@ -406,8 +407,9 @@ def _licences(card: Mapping[str, Any]) -> TextTable:
 def _card(card: Mapping[str, Any] | None, stages: Mapping[str, Any]) -> dict[str, Any] | None:
     if card is None:
         return None
-    read = stages.get("cpt", stages.get("pretrain", {}))
-    tokens = read.get("tokens_by_source", {})
+    tokens: dict[str, int] = {}  # a curriculum counts none
+    for stage in ("pretrain", "cpt"):
+        tokens |= stages.get(stage, {}).get("tokens_by_source", {})
     return {
         "amounts": _amounts(card, tokens),
         "dropped": _dropped(card),

@@ -1,4 +1,7 @@
-"""A small invented world, so that tests of the generators need no network."""
+"""A small invented world, so that tests of the generators need no network; equations in a text."""
+
+import re
+from collections.abc import Iterator
 
 from puna.data.geography import Country
 
@@ -20,3 +23,14 @@ def _country(number: int) -> Country:
 
 
 COUNTRIES = tuple(_country(number) for number in range(60))
+
+_CHAIN = re.compile(r"\d+ [-+] \d+(?: = \d+ [-+] \d+)* = \d+")
+
+
+def equations(text: str) -> Iterator[tuple[int, str, int, int]]:
+    """(a, sign, b, what stands at the end) of each sum or difference, also of those on the way."""
+    for chain in _CHAIN.findall(text):
+        *sums, end = chain.split(" = ")
+        for each in sums:
+            a, sign, b = each.split()
+            yield int(a), sign, int(b), int(end)

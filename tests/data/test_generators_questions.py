@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 import pytest
-from generator_samples import COUNTRIES, SEED
+from generator_samples import COUNTRIES, SEED, equations
 
 from puna.core.random import stream
 from puna.data.generators import (
@@ -17,7 +17,12 @@ from puna.data.generators import (
     generate_pairs,
     is_held_out,
 )
+from puna.data.generators.arithmetic import ARITHMETIC
 from puna.data.generators.kinds import WEIGHTS, Mixture
+from puna.data.generators.problems import draw_problem
+from puna.data.generators.reading import READING
+
+_SUMS = ("addition", "subtraction")
 
 
 def _questions(per_kind: int) -> list[Question]:
@@ -45,8 +50,8 @@ def _solve(question: Question) -> str:
 def _arithmetic_keys(text: str) -> set[str]:
     """Keys of every sum and difference written as an equation in the text."""
     keys = set()
-    for a, sign, b, c in re.findall(r"(\d+) ([-+]) (\d+) = (\d+)", text):
-        first, second = (int(a), int(b)) if sign == "+" else (int(b), int(c))
+    for a, sign, b, c in equations(text):
+        first, second = (a, b) if sign == "+" else (b, c)
         keys.add(f"add:{min(first, second)}+{max(first, second)}")
     return keys
 
@@ -105,7 +110,51 @@ def test_every_kind_has_a_weight_and_several_phrasings() -> None:
 def test_the_key_is_the_family_of_the_sum_whatever_its_disguise() -> None:
     for question in _questions(500):
         if question.kind in ("addition", "subtraction", "word_problem"):
-            assert _arithmetic_keys(question.full_answer) == {question.key}
+            keys = _arithmetic_keys(question.full_answer)
+            assert question.key in keys
+            assert len(keys) == 1 or question.worked
+
+
+def test_two_digits_are_added_and_taken_away_tens_first() -> None:
+    problems = [ARITHMETIC[kind](stream(SEED, n)) for kind in _SUMS for n in range(500)]
+    for problem in problems:
+        a, b, answer = problem.fields["a"], problem.fields["b"], int(problem.answer)
+        assert isinstance(a, int)
+        assert isinstance(b, int)
+        sign = "+" if problem.kind == "addition" else "-"
+        tens, ones = b // 10 * 10, b % 10
+        between = a + tens if sign == "+" else a - tens
+        if not tens or not ones:
+            assert problem.full_answer == f"{a} {sign} {b} = {answer}."
+            assert problem.solves == ()
+            continue
+        assert problem.full_answer == f"{a} {sign} {b} = {between} {sign} {ones} = {answer}."
+        way = f"{a} {sign} {tens} = {between}, {between} {sign} {ones} = {answer}"
+        assert set(problem.solves) == _arithmetic_keys(way)
+    assert len({bool(problem.solves) for problem in problems}) == 2
+
+
+def test_who_asks_for_a_place_in_a_list_is_counted_to_it() -> None:
+    ranks = ("first", "second", "last")
+    for number in range(200):
+        problem = READING["position"](stream(SEED, number))
+        words, rank = (
+            str(problem.fields["list"]).split(", "),
+            ranks.index(str(problem.fields["rank"])),
+        )
+        assert problem.answer == words[rank]
+        said = ", ".join(f"the {ranks[n]} word is {words[n]}" for n in range(rank + 1))
+        assert problem.full_answer == f"T{said[1:]}."
+
+
+def test_no_trained_problem_solves_a_held_out_one_on_its_way() -> None:
+    rng = stream(SEED, "on the way")
+    for kind in _SUMS:
+        for _ in range(1_000):
+            problem = draw_problem(ARITHMETIC[kind], rng, seed=SEED, held_out=False)
+            assert not any(is_held_out(key, SEED) for key in (problem.key, *problem.solves))
+            problem = draw_problem(ARITHMETIC[kind], rng, seed=SEED, held_out=True)
+            assert is_held_out(problem.key, SEED)
 
 
 def test_one_problem_in_ten_and_one_country_in_five_are_held_out() -> None:

@@ -13,14 +13,14 @@ from puna.workflow.shrink import shrunken
 NO_NETWORK = (
     "stages.data.corpus.sources={python-reference: {max_chars: 20000}}",
     "stages.sft.dialogue_repeats=0",
-    "kinds={addition: 1, position: 1}",
+    "kinds={addition: 1, subtraction: 1, comparison: 1, sorting: 1, position: 1, reversal: 1}",
 )
 
 
 def test_the_quickstart_goes_from_text_to_rewards(tmp_path: Path) -> None:
     tiny = shrunken(find_recipe("quickstart").load([*NO_NETWORK]), tmp_path)
     summary = run_recipe(tiny, tmp_path, Console(file=io.StringIO()))
-    assert list(summary["evaluation"]) == ["untrained", "pretrain", "sft", "dpo", "ppo"]
+    assert list(summary["evaluation"]) == ["untrained", "pretrain", "cpt", "sft", "dpo", "ppo"]
     assert summary["model"] == "ppo/model"
     assert 0 <= summary["stages"]["ppo"]["held_out_reward"] <= 1
     assert 0 <= summary["stages"]["reward"]["held_out_accuracy"] <= 1

@@ -298,6 +298,18 @@ class TestPartialRuns:
         assert len(page.tags("svg")) == 1
         assert "pretrain" not in page.text
 
+    @pytest.mark.parametrize(("drilled", "named"), [(3.7, "pretrained model"), (1.1, "read on")])
+    def test_of_two_that_read_text_the_better_one_stands_at_the_top(
+        self, tmp_path: Path, drilled: float, named: str
+    ) -> None:
+        full_run(tmp_path)
+        before = SUMMARY["evaluation"]
+        models = {"pretrain": before["pretrain"], "cpt": judged(0.3, drilled), "sft": before["sft"]}
+        stages = SUMMARY["stages"] | {"cpt": TRAINED}
+        text = Page(rendered(tmp_path, SUMMARY | {"evaluation": models, "stages": stages})).text
+        assert f"{named} needs {min(1.2, drilled):.3f} bits per byte" in text
+        assert "30,303" in text  # of pretraining: a curriculum counts no tokens
+
 
 class TestResumedRuns:
     def test_steps_done_again_after_a_kill_count_once(self) -> None:

@@ -3,7 +3,11 @@
 ``17 + 25 = 42``, ``25 + 17 = 42``, ``42 - 17 = 25`` and ``42 - 25 = 17`` say the same thing, so
 they share the key ``add:17+25``, as do "twice 17" and "17 + 17", "after 41" and "1 + 41". A family
 that is held out is therefore never seen in training in any of these disguises.
+
+A number of two digits is added or taken away in two steps, tens first: ``27 + 45 = 67 + 5 = 72``.
 """
+
+from dataclasses import replace
 
 from numpy.random import Generator
 
@@ -19,8 +23,8 @@ _ADDITION = Form(
         "Calculate {a} + {b}.",
         "What is the sum of {a} and {b}?",
     ),
-    full="{a} + {b} = {answer}.",
-    statements=("{a} plus {b} is {answer}.", "The sum of {a} and {b} is {answer}."),
+    full="{a} + {b} = {working}{answer}.",
+    worked=True,
 )
 _SUBTRACTION = Form(
     prompts=(
@@ -32,8 +36,8 @@ _SUBTRACTION = Form(
         "Calculate {a} - {b}.",
         "Take {b} away from {a}.",
     ),
-    full="{a} - {b} = {answer}.",
-    statements=("{a} minus {b} is {answer}.", "Take {b} from {a} and {answer} is left."),
+    full="{a} - {b} = {working}{answer}.",
+    worked=True,
 )
 _AFTER = Form(
     prompts=(
@@ -86,12 +90,12 @@ def wrong_number(rng: Generator, right: int) -> int:
 
 def _addition(rng: Generator) -> Problem:
     a, b = number(rng), number(rng)
-    return _solved(rng, "addition", fact_key(a, b), _ADDITION, a + b, a=a, b=b)
+    return _in_steps(rng, "addition", _ADDITION, "+", a, b)
 
 
 def _subtraction(rng: Generator) -> Problem:
     b, left = number(rng), number(rng)
-    return _solved(rng, "subtraction", fact_key(b, left), _SUBTRACTION, left, a=b + left, b=b)
+    return _in_steps(rng, "subtraction", _SUBTRACTION, "-", b + left, b)
 
 
 def _counting(rng: Generator) -> Problem:
@@ -107,6 +111,23 @@ def _doubling(rng: Generator) -> Problem:
     if chance(rng, 0.5):
         return _solved(rng, "doubling", fact_key(n, n), _DOUBLE, 2 * n, n=n)
     return _solved(rng, "doubling", fact_key(n, n), _HALF, n, n=2 * n)
+
+
+def _in_steps(rng: Generator, kind: str, form: Form, sign: str, a: int, b: int) -> Problem:
+    """``a + b`` or ``a - b``, by way of ``b``'s tens where it has tens and ones."""
+    step = 1 if sign == "+" else -1
+    answer, ones = a + step * b, b % 10
+    problem = _solved(rng, kind, _key(a, b, answer), form, answer, a=a, b=b)
+    if b < 10 or not ones:
+        return problem
+    between = answer - step * ones
+    solves = (_key(a, b - ones, between), _key(between, ones, answer))
+    return replace(problem, working=f"{between} {sign} {ones} = ", solves=solves)
+
+
+def _key(a: int, b: int, answer: int) -> str:
+    """The family of ``a + b = answer`` or ``a - b = answer``: the two parts of the largest."""
+    return fact_key(b, min(a, answer))
 
 
 def _solved(rng: Generator, kind: str, key: str, form: Form, answer: int, **fields: int) -> Problem:

@@ -75,7 +75,8 @@ def generate_chats(
     """``n`` conversations on trained problems, one in ten of them small talk.
 
     Half the answers are curt and half full sentences, and nothing in the prompt tells which: that
-    is left for the preferences to teach. ``seed`` is that of the split.
+    is left for the preferences to teach. What has to be worked out is always answered with its
+    working. ``seed`` is that of the split.
     """
     rng = stream(seed, "chats")
     mixture = Mixture(weights, countries)
@@ -148,7 +149,8 @@ def _turns(rng: Generator, seed: int, mixture: Mixture) -> list[_Turn]:
 
 def _asked(rng: Generator, seed: int, mixture: Mixture) -> _Turn:
     question = _question(rng, seed, mixture, held_out=False)
-    answer = question.full_answer if chance(rng, 0.5) else question.answer
+    full = question.worked or chance(rng, 0.5)
+    answer = question.full_answer if full else question.answer
     return _Turn(question.kind, question.key, _exchange(question.prompt, answer))
 
 

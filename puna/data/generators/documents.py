@@ -34,13 +34,15 @@ def generate_documents(
 ) -> Iterator[Document]:
     """Documents from the sources ``generated-exercises``, ``-geography`` and ``-stories``.
 
+    Exercises that are all of one kind are of that kind's own source, as ``generated-addition``.
     No held-out exercise occurs in them; the facts of held-out countries do, as statements.
     ``seed`` is that of the split; without countries there is no geography.
     """
     exercises = Mixture(weights, ())  # countries are told of in paragraphs instead
     rng = stream(seed, "generated-exercises")
     for number in range(config.exercises):
-        yield Document(_solved_problems(rng, seed, exercises), "generated-exercises", str(number))
+        source, text = _solved_problems(rng, seed, exercises)
+        yield Document(text, f"generated-{source}", str(number))
     rng = stream(seed, "generated-geography")
     for number in range(config.geography if countries else 0):
         country = countries[number % len(countries)]
@@ -51,16 +53,17 @@ def generate_documents(
         yield Document(story(rng), "generated-stories", str(number))
 
 
-def _solved_problems(rng: Generator, seed: int, exercises: Mixture) -> str:
-    """Four to nine problems, each stated, or asked and answered; of one kind or of many."""
+def _solved_problems(rng: Generator, seed: int, exercises: Mixture) -> tuple[str, str]:
+    """Their kind, or "exercises", and four to nine of them, stated, or asked and answered."""
     draw = exercises.pick(rng)
     mixed, asked = chance(rng, 0.5), chance(rng, 0.5)
-    lines = []
+    lines, kind = [], "exercises"
     for _ in range(4 + below(rng, 6)):
         chosen = exercises.pick(rng) if mixed else draw
         problem = draw_problem(chosen, rng, seed=seed, held_out=False)
+        kind = kind if mixed else problem.kind
         if asked:
             lines.append(f"{problem.question(rng).prompt} {problem.full_answer}")
         else:
             lines.append(problem.statement(rng))
-    return "\n".join(lines)
+    return kind, "\n".join(lines)

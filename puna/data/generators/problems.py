@@ -29,6 +29,7 @@ class Question:
         wrong_answer: the same sentence with a plausible wrong answer.
         check: how to read the answer of a reply: the last number, all numbers, a name, or exactly.
         rivals: other answers that a right reply may not give.
+        worked: whether answers show their working, where they need any: none is taught curt.
     """
 
     kind: str
@@ -39,20 +40,29 @@ class Question:
     wrong_answer: str
     check: Check = "number"
     rivals: tuple[str, ...] = ()
+    worked: bool = False
 
 
 @dataclass(frozen=True)
 class Form:
-    """Templates for one way of asking; the fields are those of the `Problem`, and ``answer``."""
+    """Templates for one way of asking; the fields are those of the `Problem`, and ``answer``.
+
+    ``full`` may have ``working`` too, which stands before the answer. ``worked`` says that answers
+    are never curt, since some need their working.
+    """
 
     prompts: tuple[str, ...]
     full: str
-    statements: tuple[str, ...]
+    statements: tuple[str, ...] = ()
+    worked: bool = False
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem before its words: fields for the templates, the right and a wrong answer."""
+    """A problem before its words: fields for the templates, the right and a wrong answer.
+
+    ``working`` leads to the answer; keys of other problems it solves on the way are ``solves``.
+    """
 
     kind: str
     key: str
@@ -62,6 +72,8 @@ class Problem:
     wrong: str
     check: Check = "number"
     rivals: tuple[str, ...] = ()
+    working: str = ""
+    solves: tuple[str, ...] = ()
 
     def question(self, rng: Generator) -> Question:
         """The problem asked in a wording drawn from ``rng``."""
@@ -74,6 +86,7 @@ class Problem:
             wrong_answer=self._full(self.wrong),
             check=self.check,
             rivals=self.rivals,
+            worked=self.form.worked,
         )
 
     @property
@@ -84,10 +97,13 @@ class Problem:
     def statement(self, rng: Generator) -> str:
         """The solved problem as a statement for pretraining text."""
         template = pick(rng, (self.form.full, *self.form.statements))
-        return capitalized(template.format(answer=self.answer, **self.fields))
+        return self._filled(template, self.answer)
 
     def _full(self, answer: str) -> str:
-        return capitalized(self.form.full.format(answer=answer, **self.fields))
+        return self._filled(self.form.full, answer)
+
+    def _filled(self, template: str, answer: str) -> str:
+        return capitalized(template.format(answer=answer, working=self.working, **self.fields))
 
 
 Draw = Callable[[Generator], Problem]
@@ -103,10 +119,14 @@ def is_held_out(key: str, seed: int) -> bool:
 
 
 def draw_problem(draw: Draw, rng: Generator, *, seed: int, held_out: bool) -> Problem:
-    """A problem from the side of the split that ``held_out`` names."""
+    """A problem from the side of the split that ``held_out`` names.
+
+    One that is trained solves none on its way that is held out.
+    """
     while True:
         problem = draw(rng)
-        if is_held_out(problem.key, seed) == held_out:
+        keys = (problem.key,) if held_out else (problem.key, *problem.solves)
+        if any(is_held_out(key, seed) for key in keys) == held_out:
             return problem
 
 

@@ -1,7 +1,8 @@
 """Reading and following: answers that stand in the prompt and must be found there.
 
 The key of a problem is all that its text says, so both directions of a question ("Who has the
-drum?", "What does Ben have?") are held out together.
+drum?", "What does Ben have?") are held out together. Who asks for a place in a list is
+counted to it.
 """
 
 from collections.abc import Callable
@@ -71,8 +72,9 @@ _IN_PLACE = Form(
         "Here are three words: {list}. Which one is {rank}?",
         "Tell me the {rank} of these words: {list}.",
     ),
-    full="The {rank} word is {answer}.",
-    statements=("{list}: the {rank} word is {answer}.",),
+    full="{working}the {rank} word is {answer}.",
+    statements=("{list}: {working}the {rank} word is {answer}.",),
+    worked=True,
 )
 _BACKWARDS = Form(
     prompts=(
@@ -141,8 +143,10 @@ def _position(rng: Generator) -> Problem:
     answer = words[ranks.index(rank)]
     rivals = tuple(word for word in words if word != answer)
     fields = {"rank": rank, "list": ", ".join(words)}
-    key = f"position:{','.join(words)}"
-    return Problem("position", key, _IN_PLACE, fields, answer, pick(rng, rivals), "name", rivals)
+    key, wrong = f"position:{','.join(words)}", pick(rng, rivals)
+    before = zip(ranks, words[: ranks.index(rank)], strict=False)
+    counted = "".join(f"the {each} word is {word}, " for each, word in before)
+    return Problem("position", key, _IN_PLACE, fields, answer, wrong, "name", rivals, counted)
 
 
 def _reversal(rng: Generator) -> Problem:
