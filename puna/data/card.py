@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puna.data.contamination import Finding
+from puna.data.generators.kinds import GEOGRAPHY_KINDS
 from puna.data.sources import SOURCES
 
 SHOWN_FINDINGS = 10
@@ -118,10 +119,14 @@ class DataCard:
         return "\n\n".join(blocks) + "\n"
 
 
+# The generators' text that may state facts on countries.
+_OF_COUNTRIES = {f"generated-{of}" for of in ("geography", "exercises", *GEOGRAPHY_KINDS)}
+
+
 def _provenance(name: str, path: Path | None) -> dict[str, Any]:
     """Where a source is from and whose it is."""
     source = SOURCES.get(name)
-    if name == "generated-geography":
+    if name in _OF_COUNTRIES:
         facts = SOURCES["geography-en"]
         licence, credit = f"text Apache-2.0, facts {facts.licence}", f"Puna; {facts.attribution}"
     else:

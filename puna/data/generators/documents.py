@@ -35,10 +35,11 @@ def generate_documents(
     """Documents from the sources ``generated-exercises``, ``-geography`` and ``-stories``.
 
     Exercises that are all of one kind are of that kind's own source, as ``generated-addition``.
-    No held-out exercise occurs in them; the facts of held-out countries do, as statements.
+    No held-out exercise occurs in them; the facts of held-out countries do, as statements in
+    paragraphs.
     ``seed`` is that of the split; without countries there is no geography.
     """
-    exercises = Mixture(weights, ())  # countries are told of in paragraphs instead
+    exercises = Mixture(weights, countries)
     rng = stream(seed, "generated-exercises")
     for number in range(config.exercises):
         source, text = _solved_problems(rng, seed, exercises)
