@@ -172,6 +172,26 @@ def test_the_card_states_origin_licence_amounts_and_findings(stories: Path) -> N
     }
 
 
+def test_text_that_states_facts_on_countries_names_whose_they_are() -> None:
+    sources = (
+        "generated-exercises",
+        "generated-capital",
+        "generated-geography",
+        "generated-addition",
+    )
+    extra = [
+        Document(f"{name} {i}, in words that differ", name, str(i))
+        for name in sources
+        for i in range(3)
+    ]
+    card = DataCard(
+        build_corpus(parse({}, validation_fraction=0), 0, [], extra).report, {}
+    ).to_dict()
+    credits = {name: card["sources"][name]["attribution"] for name in sources}
+    assert credits.pop("generated-addition") == "Puna"
+    assert all("mledoze" in credit for credit in credits.values())
+
+
 def test_the_card_for_people_holds_every_figure_of_the_card_for_programs(stories: Path) -> None:
     config = parse({"files": {"path": str(stories)}}, validation_fraction=0.1)
     report = build_corpus(config, 0, [story(7)]).report

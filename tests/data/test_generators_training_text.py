@@ -7,6 +7,7 @@ import pytest
 from generator_samples import COUNTRIES, SEED, equations
 
 from puna.data.generators import GeneratedText, generate_chats, generate_documents, generate_pairs
+from puna.data.generators.problems import COUNTRY, is_held_out
 from puna.data.generators.small_talk import TALKS
 
 
@@ -141,3 +142,12 @@ def test_pairs_prefer_sentences_to_curt_answers_and_truth_to_error() -> None:
             assert pair.rejected in pair.chosen
             # Were it the sentence's beginning, no model could find the sentence more probable.
             assert not pair.chosen.startswith(pair.rejected)
+
+
+def test_exercises_ask_for_trained_countries_only() -> None:
+    config = GeneratedText(exercises=400, geography=0, stories=0)
+    documents = list(generate_documents(SEED, config, COUNTRIES, {"capital": 1.0}))
+    named = {n for document in documents for n in re.findall(r"Landia\d+", document.text)}
+    kept = {c.name for c in COUNTRIES if is_held_out(f"{COUNTRY}{c.name}", SEED)}
+    assert named == {country.name for country in COUNTRIES} - kept
+    assert kept
