@@ -36,8 +36,7 @@ def generate_documents(
 
     Exercises that are all of one kind are of that kind's own source, as ``generated-addition``.
     No held-out exercise occurs in them; the facts of held-out countries do, as statements in
-    paragraphs.
-    ``seed`` is that of the split; without countries there is no geography.
+    paragraphs. ``seed`` is that of the split; without countries there is no geography.
     """
     exercises = Mixture(weights, countries)
     rng = stream(seed, "generated-exercises")
