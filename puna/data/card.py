@@ -1,7 +1,7 @@
 """The data card: what a corpus was made of, whose it is, and what was left out."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,9 @@ class DataCard:
         source = self.report.sources[name]
         figures = asdict(source)
         del figures["path"]
-        return _provenance(name, source.path) | figures | {"tokens": self.tokens.get(name)}
+        of_countries = _states_facts_on_countries(name, self.report.sources)
+        whose = _provenance(name, source.path, of_countries=of_countries)
+        return whose | figures | {"tokens": self.tokens.get(name)}
 
     def to_markdown(self) -> str:
         """The card for people."""
@@ -119,14 +121,19 @@ class DataCard:
         return "\n\n".join(blocks) + "\n"
 
 
-# The generators' text that may state facts on countries.
-_OF_COUNTRIES = {f"generated-{of}" for of in ("geography", "exercises", *GEOGRAPHY_KINDS)}
+_OF_COUNTRIES = {f"generated-{of}" for of in ("geography", *GEOGRAPHY_KINDS)}
 
 
-def _provenance(name: str, path: Path | None) -> dict[str, Any]:
+def _states_facts_on_countries(name: str, sources: Iterable[str]) -> bool:
+    """Whether the generators' source ``name``, one of ``sources``, does."""
+    asked = {f"generated-{kind}" for kind in GEOGRAPHY_KINDS} & set(sources)
+    return name in _OF_COUNTRIES or (name == "generated-exercises" and bool(asked))
+
+
+def _provenance(name: str, path: Path | None, *, of_countries: bool) -> dict[str, Any]:
     """Where a source is from and whose it is."""
     source = SOURCES.get(name)
-    if name in _OF_COUNTRIES:
+    if of_countries:
         facts = SOURCES["geography-en"]
         licence, credit = f"text Apache-2.0, facts {facts.licence}", f"Puna; {facts.attribution}"
     else:

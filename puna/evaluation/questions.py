@@ -12,6 +12,7 @@ from puna.inference import Engine, Request, Sampling, generate
 from puna.tokenizer import Message
 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_LEFT_OPEN = re.compile(r"\d [-+] \d+\W*$")  # "8 - 4" is no answer
 _MASK = "#"
 
 
@@ -104,16 +105,21 @@ def is_right(question: Question, text: str) -> bool:
     """Whether the reply gives the answer and no other.
 
     A curt or full reply must be exact. Any other wording must name the answer and none of its
-    rivals; a number must be the last one, a sorted list all the numbers there are.
+    rivals, or name it last where the question is counted to; a number must be the last one and no
+    part of a sum left open, a sorted list all the numbers there are.
     """
     text = text.strip()
     if text in (question.answer, question.full_answer):
         return True
     if question.check == "name":
-        return _names(question, text) == {question.answer.casefold()}
+        names = _names(question, text)
+        named = names[-1:] if question.worked else list(dict.fromkeys(names))
+        return named == [question.answer.casefold()]
     if question.check == "exact":
         return False
     numbers = _NUMBER.findall(text)
+    if _LEFT_OPEN.search(text):
+        return False
     if question.check == "numbers":
         return numbers == _NUMBER.findall(question.answer)
     return numbers[-1:] == [question.answer] and not set(numbers) & set(question.rivals)
@@ -165,8 +171,8 @@ def _masked(question: Question, text: str) -> str:
     return _NUMBER.sub(_MASK, text)
 
 
-def _names(question: Question, text: str) -> set[str]:
-    return {name.casefold() for name in _name_pattern(question).findall(text)}
+def _names(question: Question, text: str) -> list[str]:
+    return [name.casefold() for name in _name_pattern(question).findall(text)]
 
 
 def _name_pattern(question: Question) -> re.Pattern[str]:

@@ -135,6 +135,12 @@ class Curriculum(Config):
         return max(phase.row_length for phase in self.phases)
 
     @property
+    def sources(self) -> set[str]:
+        """All that its mixes name."""
+        parts = [*self.phases, self.long_context, self.anneal]
+        return {source for part in parts if part for source in part.mix}
+
+    @property
     def reach(self) -> int:
         """Longest row of all."""
         return self.long_context.stages[-1].row_length if self.long_context else self.short

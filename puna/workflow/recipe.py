@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from puna.core.config import Config
-from puna.data.generators.kinds import WEIGHTS
+from puna.data.generators.kinds import EXERCISES, GEOGRAPHY_KINDS, WEIGHTS
 from puna.workflow.stages.corpus import DataStage, TokenizerStage
 from puna.workflow.stages.cpt import CPTStage
 from puna.workflow.stages.distill import DistillStage
@@ -112,3 +112,23 @@ class Recipe(Config):
     """How often the generators draw each kind of exercise; a kind not named is not drawn."""
     stages: Stages
     """What is done, in order."""
+
+    @model_validator(mode="after")
+    def _mixes_are_drawn(self) -> Self:
+        """Raise `ValueError` for a mix of exercises that the generators will not write."""
+        written = self.stages.data and self.stages.data.generated
+        for stage in ("pretrain", "cpt"):
+            training = getattr(self.stages, stage)
+            for source in (
+                sorted(training.curriculum.sources) if training and training.curriculum else ()
+            ):
+                kind = source.removeprefix("generated-")
+                if kind == source or kind not in (*EXERCISES, *GEOGRAPHY_KINDS):
+                    continue
+                if kind not in self.kinds or not (written and written.exercises):
+                    raise ValueError(
+                        f"stages.{stage}.curriculum has '{source}' in a mix, which is not drawn: "
+                        f"add {kind} to kinds and exercises to stages.data.generated, or leave it "
+                        "out of the mix"
+                    )
+        return self

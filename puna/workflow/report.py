@@ -174,15 +174,15 @@ def _answers(models: Mapping[str, Any]) -> list[str]:
 
 
 def _likelihood(models: Mapping[str, Any], baselines: Mapping[str, float] | None) -> list[str]:
-    """Of the better one of those that read plain text: chats pull the later ones away from it."""
+    """Of those that read plain text last: chats pull the later ones away from it."""
     told = {n: facts["bits_per_byte"] for n, facts in models.items() if "bits_per_byte" in facts}
     if not told:
         return []
     readers = [name for name in ("pretrain", "cpt") if name in told] or list(told)[-1:]
-    name = min(readers, key=told.__getitem__)
-    text = f"{_MODELS.get(name, name)} needs {told[name]:.3f} bits per byte"
-    text += " of held-out text"
-    return [text + (f", a 5-gram model {baselines['five_gram']:.3f}" if baselines else "")]
+    first, *others = [(_MODELS.get(name, name), told[name]) for name in readers]
+    others += [("a 5-gram model", baselines["five_gram"])] if baselines else []
+    text = f"{first[0]} needs {first[1]:.3f} bits per byte of held-out text"
+    return ["".join([text, *(f", {name} {bits:.3f}" for name, bits in others)])]
 
 
 def _glance(summary: Mapping[str, Any], events: Sequence[Event]) -> dict[str, str]:
@@ -407,7 +407,7 @@ def _licences(card: Mapping[str, Any]) -> TextTable:
 def _card(card: Mapping[str, Any] | None, stages: Mapping[str, Any]) -> dict[str, Any] | None:
     if card is None:
         return None
-    tokens: dict[str, int] = {}  # a curriculum counts none
+    tokens: dict[str, int] = {}  # of one corpus, by either stage; a curriculum counts none
     for stage in ("pretrain", "cpt"):
         tokens |= stages.get(stage, {}).get("tokens_by_source", {})
     return {

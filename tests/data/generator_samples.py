@@ -28,9 +28,12 @@ _CHAIN = re.compile(r"\d+ [-+] \d+(?: = \d+ [-+] \d+)* = \d+")
 
 
 def equations(text: str) -> Iterator[tuple[int, str, int, int]]:
-    """(a, sign, b, what stands at the end) of each sum or difference, also of those on the way."""
+    """(a, sign, b, what it equals) of each sum or difference, and of the tens' step in a chain."""
     for chain in _CHAIN.findall(text):
         *sums, end = chain.split(" = ")
-        for each in sums:
+        for number, each in enumerate(sums):
             a, sign, b = each.split()
             yield int(a), sign, int(b), int(end)
+            if number:  # "27 + 45 = 67 + 5": 27 + 40 = 67
+                before, _, _ = sums[number - 1].split()
+                yield int(before), sign, abs(int(a) - int(before)), int(a)

@@ -190,6 +190,10 @@ def test_text_that_states_facts_on_countries_names_whose_they_are() -> None:
     credits = {name: card["sources"][name]["attribution"] for name in sources}
     assert credits.pop("generated-addition") == "Puna"
     assert all("mledoze" in credit for credit in credits.values())
+    assert all("ODbL-1.0" in card["sources"][name]["licence"] for name in credits)
+    none = [document for document in extra if document.source == "generated-exercises"]
+    report = build_corpus(parse({}, validation_fraction=0), 0, [], none).report
+    assert DataCard(report, {}).to_dict()["sources"]["generated-exercises"]["attribution"] == "Puna"
 
 
 def test_the_card_for_people_holds_every_figure_of_the_card_for_programs(stories: Path) -> None:

@@ -126,15 +126,15 @@ def test_two_digits_are_added_and_taken_away_tens_first() -> None:
         between = a + tens if sign == "+" else a - tens
         if not tens or not ones:
             assert problem.full_answer == f"{a} {sign} {b} = {answer}."
-            assert problem.solves == ()
+            assert problem.on_the_way == ()
             continue
         assert problem.full_answer == f"{a} {sign} {b} = {between} {sign} {ones} = {answer}."
         way = f"{a} {sign} {tens} = {between}, {between} {sign} {ones} = {answer}"
-        assert set(problem.solves) == _arithmetic_keys(way)
-    assert len({bool(problem.solves) for problem in problems}) == 2
+        assert set(problem.on_the_way) == _arithmetic_keys(way)
+    assert len({bool(problem.on_the_way) for problem in problems}) == 2
 
 
-def test_who_asks_for_a_place_in_a_list_is_counted_to_it() -> None:
+def test_a_question_for_a_place_in_a_list_is_answered_by_counting_to_it() -> None:
     ranks = ("first", "second", "last")
     for number in range(200):
         problem = READING["position"](stream(SEED, number))
@@ -152,7 +152,7 @@ def test_no_trained_problem_solves_a_held_out_one_on_its_way() -> None:
     for kind in _SUMS:
         for _ in range(1_000):
             problem = draw_problem(ARITHMETIC[kind], rng, seed=SEED, held_out=False)
-            assert not any(is_held_out(key, SEED) for key in (problem.key, *problem.solves))
+            assert not any(is_held_out(key, SEED) for key in (problem.key, *problem.on_the_way))
             problem = draw_problem(ARITHMETIC[kind], rng, seed=SEED, held_out=True)
             assert is_held_out(problem.key, SEED)
 

@@ -7,6 +7,7 @@ import pytest
 from generator_samples import COUNTRIES, SEED, equations
 
 from puna.data.generators import GeneratedText, generate_chats, generate_documents, generate_pairs
+from puna.data.generators.kinds import WEIGHTS
 from puna.data.generators.problems import COUNTRY, is_held_out
 from puna.data.generators.small_talk import TALKS
 
@@ -32,6 +33,7 @@ def test_counts_are_as_asked_and_keys_are_unique_within_a_source() -> None:
     assert counts.pop("generated-geography") == 20
     assert counts.pop("generated-stories") == 10
     assert counts.total() == 30
+    assert counts.keys() <= {f"generated-{name}" for name in ("exercises", *WEIGHTS)}
     assert len({(document.source, document.key) for document in documents}) == 60
 
 

@@ -39,6 +39,20 @@ CAPITAL = Question(
 )
 
 
+STEPS = replace(SUM, full_answer="17 + 25 = 37 + 5 = 42.", worked=True)
+PLACE = Question(
+    kind="position",
+    key="position:fox,drum,pear",
+    prompt="Which word is second here: fox, drum, pear?",
+    answer="drum",
+    full_answer="The first word is fox, the second word is drum.",
+    wrong_answer="The first word is fox, the second word is pear.",
+    check="name",
+    rivals=("fox", "pear"),
+    worked=True,
+)
+
+
 def _countries() -> tuple[Country, ...]:
     regions = ("Asia", "Europe", "the Americas")
     rows = [(f"Landia{n}", f"Villa{n}", regions[n % 3]) for n in range(12)]
@@ -53,6 +67,10 @@ def _countries() -> tuple[Country, ...]:
         (SUM, "Sure! The sum is 42."),
         (LARGER, "Of 17 and 41, 41 is the larger."),
         (LARGER, "It is 41."),
+        (STEPS, "17 + 25 = 42."),
+        (STEPS, "25 + 17 = 35 + 7 = 42"),
+        (PLACE, "drum"),
+        (PLACE, "First fox, and second is the drum."),
         (SORT, "1, 2, 3"),
         (SORT, "Sorted: 1, 2 and 3."),
         (CAPITAL, "guinea"),
@@ -74,6 +92,11 @@ def test_a_right_answer_counts_in_any_wording(question: Question, text: str) -> 
         (SUM, "4.2"),
         (LARGER, "17 is larger than 41."),
         (LARGER, "Of 17 and 41, 17 is the larger."),
+        (STEPS, "17 + 25 = 37 + 5 = 43."),
+        (STEPS, "84 - 42 = 84 - 42"),
+        (STEPS, "17 + 25 = 0 + 42."),
+        (PLACE, "The first word is fox."),
+        (PLACE, "The second word is drum, the last word is pear."),
         (SORT, "3, 1, 2: 1, 2, 3"),
         (SORT, "1, 3, 2"),
         (CAPITAL, "Guinea-Bissau"),

@@ -3,8 +3,10 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from puna.core.errors import UsageError
 from puna.core.events import read_events
 from puna.workflow.run import run_recipe
 from puna.workflow.shipped import find_recipe
@@ -29,3 +31,11 @@ def test_the_quickstart_goes_from_text_to_rewards(tmp_path: Path) -> None:
     rows = [e for e in read_events(folder / "events.jsonl") if e["kind"] == "rollout"]
     assert [row["stage"] for row in rows] == ["ppo"]
     assert "Rollouts of ppo" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "setting", ["kinds={addition: 1, position: 1}", "stages.data.generated.exercises=0"]
+)
+def test_a_phase_on_exercises_that_are_not_drawn_is_refused_at_once(setting: str) -> None:
+    with pytest.raises(UsageError, match=r"cpt\.curriculum has 'generated-\w+' in a mix"):
+        find_recipe("quickstart").load([setting])

@@ -121,8 +121,8 @@ def _in_steps(rng: Generator, kind: str, form: Form, sign: str, a: int, b: int) 
     if b < 10 or not ones:
         return problem
     between = answer - step * ones
-    solves = (_key(a, b - ones, between), _key(between, ones, answer))
-    return replace(problem, working=f"{between} {sign} {ones} = ", solves=solves)
+    way = (_key(a, b - ones, between), _key(between, ones, answer))
+    return replace(problem, working=f"{between} {sign} {ones} = ", on_the_way=way)
 
 
 def _key(a: int, b: int, answer: int) -> str:

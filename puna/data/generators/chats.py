@@ -74,9 +74,9 @@ def generate_chats(
 ) -> Iterator[Chat]:
     """``n`` conversations on trained problems, one in ten of them small talk.
 
-    Half the answers are curt and half full sentences, and nothing in the prompt tells which: that
-    is left for the preferences to teach. What has to be worked out is always answered with its
-    working. ``seed`` is that of the split.
+    What is worked out is answered with its working. Of the other answers half are curt and half
+    full sentences, and nothing in the prompt tells which: that is left for the preferences to
+    teach. ``seed`` is that of the split.
     """
     rng = stream(seed, "chats")
     mixture = Mixture(weights, countries)

@@ -28,8 +28,8 @@ class Question:
         full_answer: a sentence that holds it, e.g. ``"17 + 25 = 42."``.
         wrong_answer: the same sentence with a plausible wrong answer.
         check: how to read the answer of a reply: the last number, all numbers, a name, or exactly.
-        rivals: other answers that a right reply may not give.
-        worked: whether answers show their working, where they need any: none is taught curt.
+        rivals: other answers that a right reply may not give, but on the way where it is worked.
+        worked: always answered with the full sentence, which holds any working; never curtly.
     """
 
     kind: str
@@ -47,8 +47,8 @@ class Question:
 class Form:
     """Templates for one way of asking; the fields are those of the `Problem`, and ``answer``.
 
-    ``full`` may have ``working`` too, which stands before the answer. ``worked`` says that answers
-    are never curt, since some need their working.
+    ``full`` may have ``working`` too, which stands before the answer. ``worked`` as
+    in `Question`.
     """
 
     prompts: tuple[str, ...]
@@ -61,7 +61,7 @@ class Form:
 class Problem:
     """A problem before its words: fields for the templates, the right and a wrong answer.
 
-    ``working`` leads to the answer; keys of other problems it solves on the way are ``solves``.
+    ``working`` leads to the answer; ``on_the_way`` are keys of other problems it solves.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Problem:
     check: Check = "number"
     rivals: tuple[str, ...] = ()
     working: str = ""
-    solves: tuple[str, ...] = ()
+    on_the_way: tuple[str, ...] = ()
 
     def question(self, rng: Generator) -> Question:
         """The problem asked in a wording drawn from ``rng``."""
@@ -125,7 +125,7 @@ def draw_problem(draw: Draw, rng: Generator, *, seed: int, held_out: bool) -> Pr
     """
     while True:
         problem = draw(rng)
-        keys = (problem.key,) if held_out else (problem.key, *problem.solves)
+        keys = (problem.key,) if held_out else (problem.key, *problem.on_the_way)
         if any(is_held_out(key, seed) for key in keys) == held_out:
             return problem
 

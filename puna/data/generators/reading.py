@@ -1,8 +1,8 @@
 """Reading and following: answers that stand in the prompt and must be found there.
 
 The key of a problem is all that its text says, so both directions of a question ("Who has the
-drum?", "What does Ben have?") are held out together. Who asks for a place in a list is
-counted to it.
+drum?", "What does Ben have?") are held out together. A question for a place in a
+list is answered by counting up to it.
 """
 
 from collections.abc import Callable
