@@ -229,7 +229,7 @@ def test_a_recipe_is_said_to_fit_or_not_before_anything_starts(
     found = printed(capsys, "quickstart", "--gpu", "h100")
     assert found["fits"] is True
     names = [stage["stage"] for stage in found["stages"]]
-    assert names == ["pretrain", "sft", "reward", "dpo", "ppo"]
+    assert names == ["pretrain", "cpt", "sft", "reward", "dpo", "ppo"]
     with pytest.raises(Exception, match=r"sft needs .* GiB where .* are"):
         app(["plan", "llama3-8b-rounds", "--gpu", "h100"], standalone_mode=False)
 
