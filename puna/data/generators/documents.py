@@ -54,14 +54,18 @@ def generate_documents(
 
 
 def _solved_problems(rng: Generator, seed: int, exercises: Mixture) -> tuple[str, str]:
-    """Their kind, or "exercises", and four to nine of them, stated, or asked and answered."""
+    """(the kind they all are of, or "exercises"; four to nine of them in lines).
+
+    Each is stated, or each is asked and answered.
+    """
     draw = exercises.pick(rng)
     mixed, asked = chance(rng, 0.5), chance(rng, 0.5)
     lines, kind = [], "exercises"
     for _ in range(4 + below(rng, 6)):
         chosen = exercises.pick(rng) if mixed else draw
         problem = draw_problem(chosen, rng, seed=seed, held_out=False)
-        kind = kind if mixed else problem.kind
+        if not mixed:
+            kind = problem.kind
         if asked:
             lines.append(f"{problem.question(rng).prompt} {problem.full_answer}")
         else:

@@ -47,8 +47,8 @@ class Question:
 class Form:
     """Templates for one way of asking; the fields are those of the `Problem`, and ``answer``.
 
-    ``full`` may have ``working`` too, which stands before the answer. ``worked`` as
-    in `Question`.
+    ``full`` may have ``working`` too, which stands before the answer. ``worked``
+    is that of the `Question`.
     """
 
     prompts: tuple[str, ...]
