@@ -34,9 +34,11 @@ def train(base: Path, data: Path, folder: Path, **fields: Any) -> dict[str, Any]
 def test_a_rounded_model_is_better_for_having_been_trained_with_the_rounding(
     base: Path, tmp_path: Path
 ) -> None:
-    facts = train(base, chats_file(tmp_path), tmp_path / "qat", compare=True)
+    # at this rate weights grow until their rounding costs something
+    loop = LOOP | {"steps": 60, "learning_rate": 2e-2}
+    facts = train(base, chats_file(tmp_path), tmp_path / "qat", compare=True, loop=loop)
     assert facts["held_out_loss"] < facts["held_out_loss_before"] - 0.5
-    assert facts["held_out_loss"] < facts["held_out_loss_without"]
+    assert facts["held_out_loss"] < facts["held_out_loss_without"] - 0.01
     assert "held_out_loss_exact" in facts
     model, _ = load_model(tmp_path / "qat" / "model")
     for layer in model.model.layers:
