@@ -1,8 +1,10 @@
 """The engine behind an event loop: a thread of its own runs the steps and sleeps when idle."""
 
 import asyncio
+import math
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from puna.inference.request import Delta, QueueFull, Request, Stats
 
 HAND_OVER_S = 0.01
 """Longest that a step waits for readers of the one before."""
+PIECE_S = 0.0025
+"""An answer is told of at most once in so many seconds for each other that grows beside it: 400
+pieces a second in all, which keeps sending cheap (docs/log.md)."""
 STOPPED = "the engine has stopped: start the server again"
 
 
@@ -64,6 +69,40 @@ def merge(deltas: Sequence[Delta]) -> Delta:
         matched=last.matched,
         error=last.error,
     )
+
+
+class Pace:
+    """Holds deltas back where many answers grow, and hands them on merged.
+
+    The first of an answer and the last go out at once. On the engine's thread.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, list[Delta]] = {}
+        self._told: dict[int, float] = {}
+        """When the answers that grow were last handed on."""
+
+    def due(self, deltas: Sequence[tuple[int, Delta]], now: float) -> list[tuple[int, Delta]]:
+        """What is to be handed on at time ``now``, in seconds, once ``deltas`` have come."""
+        for handle, delta in deltas:
+            self._held.setdefault(handle, []).append(delta)
+        patience = PIECE_S * (len(self._told) - 1)
+        out = []
+        for handle, held in self._held.items():
+            ends = held[-1].finish is not None
+            if ends or now - self._told.get(handle, -math.inf) >= patience:
+                out.append((handle, merge(held)))
+        for handle, delta in out:
+            del self._held[handle]
+            self._told[handle] = now
+            if delta.finish is not None:
+                self.forget(handle)
+        return out
+
+    def forget(self, handle: int) -> None:
+        """Nobody reads this answer any more."""
+        self._held.pop(handle, None)
+        self._told.pop(handle, None)
 
 
 class Answer(AsyncIterator[Delta]):
@@ -115,6 +154,7 @@ class AsyncEngine:
         self._wake = threading.Condition()
         self._commands: list[_Command] = []
         self._mailboxes: dict[int, _Mailbox] = {}
+        self._pace = Pace()
         self._entering = 0
         self._draining = False
         self._closed = False
@@ -193,8 +233,12 @@ class AsyncEngine:
             mailbox.put(Delta(finish="cancelled"))
 
     def _leave(self, handle: int) -> None:
+        def leave() -> None:
+            self.engine.cancel(handle)
+            self._pace.forget(handle)
+
         self._mailboxes.pop(handle, None)
-        self._post(_Command(lambda: self.engine.cancel(handle)))
+        self._post(_Command(leave))
 
     def _cancel_if_entered(self, call: "asyncio.Future[Any]") -> None:
         if not call.cancelled() and call.exception() is None:
@@ -226,7 +270,7 @@ class AsyncEngine:
             for command in commands:
                 command.run()
             if not self.engine.idle:
-                deltas = self._step()
+                deltas = self._pace.due(self._step(), time.monotonic())
                 if deltas and self._loop is not None:
                     read = threading.Event() if waits else None
                     self._loop.call_soon_threadsafe(self._deliver, deltas, read)

@@ -174,9 +174,9 @@ def train(
     events = events if mesh.is_first else EventLog()
     dtype = compute_dtype(config, model.device)
     float8 = config.precision == "float8"
-    peak = peak_flops(
-        model.device.type, FORWARD if float8 else dtype
-    )  # draws numbers, so before they are restored
+    peak = math.inf
+    if mesh.is_first:  # which tells it; measuring draws numbers, so before they are restored
+        peak = peak_flops(model.device.type, FORWARD if float8 else dtype)
     trained = model if beside is None else nn.ModuleDict({"model": model, "beside": beside})
     torch.manual_seed(stable_seed("train", stage))  # of dropout: the same run anywhere
     updates = updates_of(trained, config, parallel)

@@ -1,6 +1,8 @@
 """The commands as a user calls them: exit codes, one-line errors, nothing lost."""
 
+import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from cli_calls import Puna, assert_one_line
 
+from puna.cli.main import main
 from puna.data.generators import generate_chats
 from puna.tokenizer import Tokenizer
 
@@ -16,6 +19,30 @@ def test_the_module_runs_as_a_process() -> None:
     done = subprocess.run([sys.executable, "-m", "puna", "ls"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "quickstart" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "chosen", "spins"),
+    [
+        (["run", "no-such-recipe"], {}, "20000"),
+        (["run", "no-such-recipe"], {"OMP_WAIT_POLICY": "active"}, None),
+        (["sft", "smollm2", "--data", "none"], {"GOMP_SPINCOUNT": "7"}, "7"),
+        (["generate", "no-such-model", "--prompt", "x"], {}, None),
+    ],
+)
+def test_waiting_threads_of_a_training_sleep_unless_the_user_chose(
+    monkeypatch: pytest.MonkeyPatch, command: list[str], chosen: dict[str, str], spins: str | None
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what the command sets is taken back
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["puna", *command])
+    monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_convert_writes_a_folder_and_refuses_one_that_exists(

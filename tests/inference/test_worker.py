@@ -11,7 +11,7 @@ from tiny_engine import Build, Reference, greedy
 
 from puna.core.errors import PunaError, UsageError
 from puna.inference import AsyncEngine, Delta, Engine, QueueFull
-from puna.inference.worker import Answer, merge
+from puna.inference.worker import PIECE_S, Answer, Pace, merge
 
 LONG = 80
 
@@ -173,6 +173,46 @@ def test_merging_keeps_the_first_words_and_the_last_verdict() -> None:
     last = Delta(ids=(2, 3), text="bc", finish="stop", matched="X")
     merged = merge([first, last])
     assert merged == Delta((1, 2, 3), "abc", (), (None,), 8, "stop", "X")
+
+
+def paced(n: int, step_s: float, steps: int) -> dict[int, list[tuple[float, Delta]]]:
+    """What goes out, and when, of ``n`` answers that get a token in every step."""
+    pace, out = Pace(), dict[int, list[tuple[float, Delta]]]()
+    for step in range(steps):
+        last = "length" if step == steps - 1 else None
+        deltas = [(row, Delta(ids=(step,), text=f"{step} ", finish=last)) for row in range(n)]
+        for handle, delta in pace.due(deltas, step * step_s):
+            out.setdefault(handle, []).append((step * step_s, delta))
+    return out
+
+
+@pytest.mark.parametrize(("n", "step_s"), [(1, 0.001), (16, 0.025), (64, 0.07), (256, 0.02)])
+def test_many_answers_are_told_of_less_often_and_lose_nothing(n: int, step_s: float) -> None:
+    steps = 40
+    out = paced(n, step_s, steps)
+    assert set(out) == set(range(n))
+    least = PIECE_S * (n - 1)
+    for pieces in out.values():
+        assert [i for _, delta in pieces for i in delta.ids] == list(range(steps))
+        assert "".join(delta.text for _, delta in pieces) == "".join(f"{i} " for i in range(steps))
+        times = [time_s for time_s, _ in pieces]
+        assert times[0] == 0
+        assert times[-1] == pytest.approx((steps - 1) * step_s)
+        gaps = [after - before for before, after in pairwise(times[:-1])]
+        assert all(least <= gap < least + 1.001 * step_s for gap in gaps)
+    if n == 1:
+        assert len(out[0]) == steps
+
+
+def test_an_answer_that_pauses_hands_on_what_is_held_with_the_others() -> None:
+    pace = Pace()
+    for row in range(3):
+        pace.due([(row, Delta(ids=(0,)))], 0)
+    assert pace.due([(0, Delta(ids=(1,)))], PIECE_S / 2) == []
+    assert pace.due([], 2 * PIECE_S) == [(0, Delta(ids=(1,)))]
+    pace.due([(0, Delta(ids=(2,)))], 2 * PIECE_S)
+    pace.forget(0)
+    assert pace.due([], 1) == []
 
 
 def test_what_cannot_be_run_is_told_to_its_caller_alone(build: Build) -> None:
