@@ -54,7 +54,10 @@ app.add_typer(tokenizers.app, name="tokenizer")
 app.add_typer(scaling.app, name="scaling")
 
 
-_TRAINS = {"run", "cpt", "sft", "reward", "dpo", "ppo", "grpo", "distill", "qat", "scaling"}
+_TRAINS = {
+    "run", "cpt", "sft", "reward", "dpo", "ppo", "grpo", "distill", "qat", "scaling run",
+    "guard train",
+}  # fmt: skip
 
 
 def _print_version(asked: bool) -> None:
@@ -87,10 +90,11 @@ def _processes() -> AbstractContextManager[object]:
 
 
 def _wait_asleep() -> None:
-    """Let threads that wait for others sleep after 0.3 ms in place of 5, where nobody chose.
+    """Let threads that wait for others sleep sooner, where nobody chose.
 
-    A training whose other core something else uses takes 2.5 times as long where they spin; one
-    alone takes as long either way. Decoding is a tenth slower so. Read when torch is loaded.
+    By default they spin for milliseconds. A training beside which another program uses a core then
+    takes 2.5 times as long; one alone takes as long either way, decoding a tenth less. Read when
+    torch is loaded. Figures: docs/log.md.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -104,7 +108,7 @@ def main() -> None:
     # at the end, where all of it goes anyway, not looking saves 0.4 s.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    if _TRAINS.intersection(arguments[:1]):
+    if _TRAINS & {" ".join(arguments[:1]), " ".join(arguments[:2])}:
         _wait_asleep()
     try:
         with _processes():

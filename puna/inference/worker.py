@@ -19,8 +19,8 @@ from puna.inference.request import Delta, QueueFull, Request, Stats
 HAND_OVER_S = 0.01
 """Longest that a step waits for readers of the one before."""
 PIECE_S = 0.0025
-"""An answer is told of at most once in so many seconds for each other that grows beside it: 400
-pieces a second in all, which keeps sending cheap (docs/log.md)."""
+"""Of several answers that grow, each is told of at most once in so many seconds times their number:
+400 pieces a second in all, which keeps sending cheap (docs/log.md)."""
 STOPPED = "the engine has stopped: start the server again"
 
 
@@ -74,19 +74,20 @@ def merge(deltas: Sequence[Delta]) -> Delta:
 class Pace:
     """Holds deltas back where many answers grow, and hands them on merged.
 
-    The first of an answer and the last go out at once. On the engine's thread.
+    An answer's first text and its last go out at once. On the engine's thread.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, list[Delta]] = {}
         self._told: dict[int, float] = {}
-        """When the answers that grow were last handed on."""
+        """When text of the answers that grow was last handed on."""
 
     def due(self, deltas: Sequence[tuple[int, Delta]], now: float) -> list[tuple[int, Delta]]:
         """What is to be handed on at time ``now``, in seconds, once ``deltas`` have come."""
         for handle, delta in deltas:
             self._held.setdefault(handle, []).append(delta)
-        patience = PIECE_S * (len(self._told) - 1)
+        growing = len({handle for handle, _ in deltas})
+        patience = PIECE_S * growing if growing > 1 else 0
         out = []
         for handle, held in self._held.items():
             ends = held[-1].finish is not None
@@ -94,7 +95,8 @@ class Pace:
                 out.append((handle, merge(held)))
         for handle, delta in out:
             del self._held[handle]
-            self._told[handle] = now
+            if delta.text:
+                self._told[handle] = now
             if delta.finish is not None:
                 self.forget(handle)
         return out
@@ -229,6 +231,7 @@ class AsyncEngine:
         self.engine.close()
         for command in self._commands:
             command.refuse()
+        self._deliver(self._pace.due((), math.inf), None)
         for mailbox in self._mailboxes.values():
             mailbox.put(Delta(finish="cancelled"))
 

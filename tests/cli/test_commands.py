@@ -1,16 +1,19 @@
 """The commands as a user calls them: exit codes, one-line errors, nothing lost."""
 
+import atexit
 import gc
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_calls import Puna, assert_one_line
+from typer.main import get_command
 
-from puna.cli.main import main
+from puna.cli.main import _TRAINS, app, main
 from puna.data.generators import generate_chats
 from puna.tokenizer import Tokenizer
 
@@ -40,9 +43,20 @@ def test_waiting_threads_of_a_training_sleep_unless_the_user_chose(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["puna", *command])
     monkeypatch.setattr(gc, "set_threshold", lambda *_: None)
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
     with pytest.raises(SystemExit, match="2"):
         main()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_commands_that_train_are_known_before_torch_is_loaded() -> None:
+    known: Any = get_command(app)
+    for path in _TRAINS:
+        command = known
+        for name in path.split():
+            command = command.commands[name]
+    code = "import puna.cli.main, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_convert_writes_a_folder_and_refuses_one_that_exists(

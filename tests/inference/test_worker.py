@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
@@ -191,7 +191,7 @@ def test_many_answers_are_told_of_less_often_and_lose_nothing(n: int, step_s: fl
     steps = 40
     out = paced(n, step_s, steps)
     assert set(out) == set(range(n))
-    least = PIECE_S * (n - 1)
+    least = PIECE_S * n if n > 1 else 0
     for pieces in out.values():
         assert [i for _, delta in pieces for i in delta.ids] == list(range(steps))
         assert "".join(delta.text for _, delta in pieces) == "".join(f"{i} " for i in range(steps))
@@ -204,15 +204,93 @@ def test_many_answers_are_told_of_less_often_and_lose_nothing(n: int, step_s: fl
         assert len(out[0]) == steps
 
 
-def test_an_answer_that_pauses_hands_on_what_is_held_with_the_others() -> None:
+def grown(text: str, rows: Sequence[int] = (0, 1, 2)) -> list[tuple[int, Delta]]:
+    return [(row, Delta(text=text)) for row in rows]
+
+
+def test_an_answer_whose_first_token_is_no_text_yet_is_not_held_back() -> None:
     pace = Pace()
-    for row in range(3):
-        pace.due([(row, Delta(ids=(0,)))], 0)
-    assert pace.due([(0, Delta(ids=(1,)))], PIECE_S / 2) == []
-    assert pace.due([], 2 * PIECE_S) == [(0, Delta(ids=(1,)))]
-    pace.due([(0, Delta(ids=(2,)))], 2 * PIECE_S)
+    assert pace.due(grown(""), 0) == grown("")
+    assert pace.due(grown("a"), 0) == grown("a")
+    assert pace.due(grown("b"), 0) == []
+
+
+def test_only_answers_that_grow_count_and_none_is_held_by_those_that_pause() -> None:
+    pace = Pace()
+    pace.due(grown("a"), 0)
+    assert pace.due(grown("b"), PIECE_S) == []
+    assert pace.due(grown("c", [0]), PIECE_S) == [
+        (row, Delta(text=text)) for row, text in enumerate(["bc", "b", "b"])
+    ]
+    pace.due(grown("d"), PIECE_S)
     pace.forget(0)
-    assert pace.due([], 1) == []
+    assert pace.due([], PIECE_S) == grown("d", [1, 2])
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its first text and its end nothing of an answer is handed on, where several grow."""
+    monkeypatch.setattr("puna.inference.worker.PIECE_S", 30)
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_engine_hands_on_the_first_and_the_rest_merged(
+    build: Build, reference: Reference
+) -> None:
+    prompts = [[n, n + 1] for n in range(1, 4)]
+
+    async def scene() -> list[list[Delta]]:
+        async def read(answer: Answer) -> list[Delta]:
+            return [delta async for delta in answer]
+
+        async with started(build()) as worker:
+            answers = await asyncio.gather(*(worker.submit(greedy(p, 40)) for p in prompts))
+            return await asyncio.gather(*map(read, answers))
+
+    for prompt, deltas in zip(prompts, asyncio.run(scene()), strict=True):
+        assert [i for delta in deltas for i in delta.ids] == reference(prompt, 40)
+        assert len(deltas) < 20
+
+
+@pytest.mark.usefixtures("patient")
+def test_closing_hands_on_what_was_held(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build()
+    step = engine.step
+
+    def slow() -> list[tuple[int, Delta]]:
+        time.sleep(0.01)
+        return step()
+
+    monkeypatch.setattr(engine, "step", slow)
+
+    async def scene() -> list[list[Delta]]:
+        worker = AsyncEngine(engine)
+        worker.start()
+        answers = [await worker.submit(greedy([n], LONG)) for n in range(1, 4)]
+        firsts = [await anext(answer) for answer in answers]
+        await until(lambda: len(worker._pace._held) == 3)
+        worker.close()
+        return [[first, await anext(answer)] for first, answer in zip(firsts, answers, strict=True)]
+
+    for first, rest in asyncio.run(scene()):
+        assert rest.finish == "cancelled"
+        assert len(first.ids) < len(first.ids + rest.ids) < LONG
+
+
+def test_what_whoever_left_held_is_forgotten(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with started(build()) as worker:
+            monkeypatch.setattr("puna.inference.worker.PIECE_S", 30)
+            answers = [await worker.submit(greedy([n], LONG)) for n in range(1, 3)]
+            for answer in answers:
+                await anext(answer)
+                answer.close()
+            await until(lambda: worker.stats().cancelled == 2 and nothing_held(worker))
+            await worker.embed([[1]])
+            assert not worker._pace._held
+            assert not worker._pace._told
+
+    asyncio.run(scene())
 
 
 def test_what_cannot_be_run_is_told_to_its_caller_alone(build: Build) -> None:
