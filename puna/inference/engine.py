@@ -17,6 +17,7 @@ from puna.formats import load_model
 from puna.inference.cache import PagedStore
 from puna.inference.config import EngineConfig
 from puna.inference.constraint import Grammars
+from puna.inference.packed import packed_itemsize
 from puna.inference.pages import PagePool
 from puna.inference.request import Delta, Finish, Request, Stats, TokenLogprob, check_fits
 from puna.inference.rows import Queue, Row
@@ -470,8 +471,9 @@ def load_engine(
     if device.type == "cpu":
         keep_freed_memory()
         if config.packed_copy is None:
-            copied = activation_dtype("bf16" if bf16 else "fp32", device.type).itemsize
-            ample = copied * model.config.n_params() < psutil.virtual_memory().available // 4
+            rows = activation_dtype("bf16" if bf16 else "fp32", device.type)
+            copied = packed_itemsize(dtype, rows) * model.config.n_params()
+            ample = copied < psutil.virtual_memory().available // 4
             config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)

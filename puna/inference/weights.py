@@ -14,6 +14,7 @@ from puna.core.devices import fast_dtype
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
 from puna.inference.integers import full_scales, integer_kernel, scaled_rows
+from puna.inference.packed import pack
 from puna.inference.rotation import rotated, spread, spreading
 from puna.model import Llama, LlamaConfig
 from puna.model.attention import Attention
@@ -45,19 +46,19 @@ class Dense(nn.Module):
 
     Args:
         weight_oi: the weights.
-        packed: the same in the inputs' data type, to keep a second time in oneDNN's own layout.
+        rows: data type of inputs for which to keep them a second time, see `pack`.
     """
 
-    def __init__(self, weight_oi: Tensor, packed: Tensor | None) -> None:
+    def __init__(self, weight_oi: Tensor, rows: torch.dtype | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_oi, requires_grad=False)
-        self.packed = None if packed is None else torch.ops.mkldnn._reorder_linear_weight(packed)
+        self.packed = None if rows is None else pack(weight_oi, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         if _one_row(x):
             return _matrix_vector(self.weight, x).to(x.dtype)
         if self.packed is not None and not torch.compiler.is_compiling():
-            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+            return self.packed(x)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -160,14 +161,14 @@ class Int4(nn.Module):
 
 
 def _layer(weight_oi: Tensor, weights: Weights, packed: torch.dtype | None) -> nn.Module:
-    """The product with these weights; ``packed`` is the data type of a dense one's second copy."""
+    """The product with these weights; ``packed`` is for a dense one's second copy, see `Dense`."""
     if weights == "int8":
         return Int8(weight_oi)
     if weights == "w8a8":
         return Int8Rows(weight_oi)
     if weights == "int4":
         return Int4(weight_oi)
-    return Dense(weight_oi, None if packed is None else weight_oi.to(packed))
+    return Dense(weight_oi, packed)
 
 
 def activation_dtype(weights: Weights, device_type: str) -> torch.dtype:

@@ -7,8 +7,9 @@ import torch
 from tiny_engine import tiny_llama
 
 from puna.core.devices import fast_bf16, fast_int8
-from puna.inference import Engine, EngineConfig, Request, Sampling, generate, integers
+from puna.inference import Engine, EngineConfig, Request, Sampling, generate, integers, packed
 from puna.inference.integers import fast_pairs
+from puna.inference.packed import fast_halves
 from puna.inference.runner import Runner
 from puna.inference.weights import Int8Rows, activation_dtype
 from puna.model import Llama
@@ -20,11 +21,16 @@ Be = Callable[[str], None]
 KINDS: dict[str, set[str]] = {
     "bf16 and VNNI": {"bf16", "int8"},
     "VNNI": {"int8"},
-    "AVX2": {"pairs"},
+    "AVX2": {"pairs", "halves"},
     "none": set(),
 }
 # what this processor lacks cannot be played: kernels refuse, sums overflow
-HERE = {"bf16": fast_bf16("cpu"), "int8": fast_int8(), "pairs": fast_pairs()}
+HERE = {
+    "bf16": fast_bf16("cpu"),
+    "int8": fast_int8(),
+    "pairs": fast_pairs(),
+    "halves": fast_halves(),
+}
 # twice what rounding the weights, and bf16 activations, move this model's log-probabilities by
 NEAR = {"bf16": 0.02, "int8": 0.02, "int4": 0.15, "w8a8": 0.05}
 
@@ -36,6 +42,7 @@ def be(monkeypatch: pytest.MonkeyPatch) -> Be:
         monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has["bf16"])
         monkeypatch.setattr(integers, "fast_int8", lambda: has["int8"])
         monkeypatch.setattr(integers, "fast_pairs", lambda: has["pairs"])
+        monkeypatch.setattr(packed, "fast_halves", lambda: has["halves"])
 
     return patch
 
