@@ -22,8 +22,9 @@ demo: $(READY)
 	$(BIN)/puna run recipes/quickstart.yaml
 
 # Two files of tests at a time, so the libraries beneath take one thread each; then those that watch a clock, alone.
+# In their own order: xdist's, most tests first, leaves the longest test, alone in its file, to one process at the end.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not clock" --numprocesses 2 --dist loadfile --durations 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not clock" --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 30
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m clock --durations 10
 
 lint: .venv/.dev
