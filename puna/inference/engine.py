@@ -472,8 +472,8 @@ def load_engine(
         keep_freed_memory()
         if config.packed_copy is None:
             rows = activation_dtype("bf16" if bf16 else "fp32", device.type)
-            copied = packed_itemsize(dtype, rows) * model.config.n_params()
-            ample = copied < psutil.virtual_memory().available // 4
+            copied = packed_itemsize(dtype, rows, model.config.dim) * model.config.n_params()
+            ample = copied < psutil.virtual_memory().available / 4
             config = config.model_copy(update={"packed_copy": ample})
     small = None if draft is None else load_model(draft, dtype=dtype, device=device)[0]
     return Engine(model, tokenizer, config, draft=small)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.core.devices import fast_int8
+from puna.inference.fbgemm import fbgemm_packs, has_fbgemm
 
 
 class Rounding(NamedTuple):
@@ -106,18 +107,12 @@ class _Pairs(Kernel):
         return torch.maximum(full_scales(weight_oi), pairs / (_Pairs._PAIR - both_round_up))
 
     def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
-        engines = torch.backends.quantized
-        former = engines.engine
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), fbgemm_packs():
             # quantised tensors are to leave torch; this kernel is found only through one
             warnings.simplefilter("ignore", UserWarning)
             zeros = torch.zeros(len(weight_oi), dtype=torch.int64)
             weight = torch._make_per_channel_quantized_tensor(weight_oi, scale_o.double(), zeros, 0)
-            try:
-                engines.engine = "fbgemm"
-                self._packed = torch.ops.quantized.linear_prepack(weight, None)
-            finally:
-                engines.engine = former
+            self._packed = torch.ops.quantized.linear_prepack(weight, None)
         self._multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         self._result = result
 
@@ -138,13 +133,9 @@ class _Widened(Kernel):
 
 
 def fast_pairs() -> bool:
-    """Whether FBGEMM's kernels run here, and this torch still has the ways to them."""
+    """Whether FBGEMM multiplies bytes here."""
     needed = ("linear_prepack", "linear_with_input_q_dq_qweight_dq_output_fp32")
-    return (
-        "fbgemm" in torch.backends.quantized.supported_engines
-        and hasattr(torch, "_make_per_channel_quantized_tensor")
-        and all(hasattr(torch.ops.quantized, name) for name in needed)
-    )
+    return has_fbgemm(*needed) and hasattr(torch, "_make_per_channel_quantized_tensor")
 
 
 def integer_kernel() -> type[Kernel]:

@@ -1,18 +1,22 @@
 """Dense weights a second time, in the layout of the kernel that multiplies them fastest on a CPU.
 
-Where bf16 has no hardware, FBGEMM's products of fp16 weights with fp32 rows read half of what fp32
-weights hold, and are twice as fast for the few rows of a decoding step (docs/log.md).
+Where bf16 has no hardware that is FBGEMM's, of weights in fp16 with rows in fp32: it reads half of
+what fp32 weights hold, and is twice as fast for a few rows (docs/log.md).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 
 import torch
 from torch import Tensor
 
+from puna.inference.fbgemm import fbgemm_packs, has_fbgemm
+
 _LARGEST_HALF = torch.finfo(torch.float16).max
-_HALF_OPS = ("linear_prepack_fp16", "linear_dynamic_fp16")
+_BLOCK = 512  # FBGEMM fills up the inputs to a multiple
 Product = Callable[[Tensor], Tensor]
-"""Rows (..., i) -> (..., o)."""
+"""Rows (n, ..., i) -> (n, ..., o)."""
 
 
 class _OneDnn:
@@ -27,13 +31,12 @@ class _OneDnn:
 
 
 class _Halves:
-    """FBGEMM's fp16 weights with fp32 rows and sums.
+    """FBGEMM's, of fp16 weights with fp32 rows and sums.
 
-    What bf16 weights lose is what lies below 6e-5, where fp16 has steps of 6e-8.
+    Of bf16 weights only those below 2**-17 are rounded, to multiples of 2**-24.
     """
 
-    # more outputs at once no longer fit the processor's caches
-    _OUTPUTS = 8192
+    _OUTPUTS = 8192  # with more at once many rows are slower (docs/log.md)
 
     def __init__(self, weight_oi: Tensor) -> None:
         self._parts = [
@@ -48,23 +51,40 @@ class _Halves:
 
 
 def fast_halves() -> bool:
-    """Whether FBGEMM's kernels run here, and this torch still has the ways to them."""
-    return "fbgemm" in torch.backends.quantized.supported_engines and all(
-        hasattr(torch.ops.quantized, name) for name in _HALF_OPS
-    )
+    """Whether FBGEMM multiplies fp16 weights here."""
+    return has_fbgemm("linear_prepack_fp16", "linear_dynamic_fp16")
 
 
-def packed_itemsize(stored: torch.dtype, rows: torch.dtype) -> int:
-    """Bytes of a weight in what `pack` makes of weights ``stored`` so."""
-    return 2 if _halved(stored, rows) else rows.itemsize
+def packed_itemsize(stored: torch.dtype, rows: torch.dtype, inputs: int) -> float:
+    """Bytes that `pack` keeps for each weight of data type ``stored``, where a row has ``inputs``.
+
+    Args:
+        rows: data type of the rows.
+    """
+    if stored == torch.bfloat16 and rows == torch.float32 and fast_halves():
+        return min(2 * -(-inputs // _BLOCK) * _BLOCK / inputs, rows.itemsize)
+    return rows.itemsize
 
 
-def _halved(stored: torch.dtype, rows: torch.dtype) -> bool:
-    return stored == torch.bfloat16 and rows == torch.float32 and fast_halves()
+def _fits_halves(weight_oi: Tensor, rows: torch.dtype) -> bool:
+    if packed_itemsize(weight_oi.dtype, rows, weight_oi.shape[1]) == rows.itemsize:
+        return False
+    low, high = torch.aminmax(weight_oi)  # NaN where there is one
+    return low.item() >= -_LARGEST_HALF and high.item() <= _LARGEST_HALF
 
 
-def pack(weight_oi: Tensor, rows: torch.dtype) -> Product:
-    """The product of ``weight_oi`` with rows of this data type, by the fastest kernel here."""
-    if _halved(weight_oi.dtype, rows) and weight_oi.abs().amax().item() <= _LARGEST_HALF:
-        return _Halves(weight_oi)
-    return _OneDnn(weight_oi.to(rows))
+def _halves(weights_oi: Sequence[Tensor]) -> list[Product]:
+    if not weights_oi:
+        return []
+    with fbgemm_packs(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(_Halves, weights_oi))  # each takes one thread, oneDNN's take all
+
+
+def pack(weights_oi: Sequence[Tensor], rows: torch.dtype) -> list[Product]:
+    """The products of weights with rows of this data type, by the fastest kernels here."""
+    halved = [_fits_halves(weight, rows) for weight in weights_oi]
+    halves = iter(_halves(list(compress(weights_oi, halved))))
+    return [
+        next(halves) if half else _OneDnn(weight.to(rows))
+        for weight, half in zip(weights_oi, halved, strict=True)
+    ]

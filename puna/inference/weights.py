@@ -14,7 +14,7 @@ from puna.core.devices import fast_dtype
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
 from puna.inference.integers import full_scales, integer_kernel, scaled_rows
-from puna.inference.packed import pack
+from puna.inference.packed import Product, pack
 from puna.inference.rotation import rotated, spread, spreading
 from puna.model import Llama, LlamaConfig
 from puna.model.attention import Attention
@@ -44,15 +44,15 @@ def _one_row(x: Tensor) -> bool:
 class Dense(nn.Module):
     """A product with weights as they are, in the data type of its input.
 
-    Args:
-        weight_oi: the weights.
-        rows: data type of inputs for which to keep them a second time, see `pack`.
+    Attributes:
+        packed: the same by weights that are kept a second time, see `pack`.
     """
 
-    def __init__(self, weight_oi: Tensor, rows: torch.dtype | None) -> None:
+    packed: Product | None = None
+
+    def __init__(self, weight_oi: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight_oi, requires_grad=False)
-        self.packed = None if rows is None else pack(weight_oi, rows)
 
     def forward(self, x: Tensor) -> Tensor:
         if _one_row(x):
@@ -160,15 +160,14 @@ class Int4(nn.Module):
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def _layer(weight_oi: Tensor, weights: Weights, packed: torch.dtype | None) -> nn.Module:
-    """The product with these weights; ``packed`` is for a dense one's second copy, see `Dense`."""
+def _layer(weight_oi: Tensor, weights: Weights) -> nn.Module:
     if weights == "int8":
         return Int8(weight_oi)
     if weights == "w8a8":
         return Int8Rows(weight_oi)
     if weights == "int4":
         return Int4(weight_oi)
-    return Dense(weight_oi, packed)
+    return Dense(weight_oi)
 
 
 def activation_dtype(weights: Weights, device_type: str) -> torch.dtype:
@@ -236,7 +235,6 @@ def ready_for_inference(
     dense = weights in ("fp32", "bf16")
     stored = torch.float32 if weights == "fp32" else torch.bfloat16
     activations = activation_dtype(weights, model.device.type)
-    packed = activations if packed_copy else None
     with torch.device("meta"):
         twin = Llama(model.config)
     twin.compute_dtype = activations
@@ -250,7 +248,7 @@ def ready_for_inference(
     def layer(*names: str) -> nn.Module:
         parts = [own[f"{name}.weight"].detach() for name in names]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return _layer(joined, weights, packed)
+        return _layer(joined, weights)
 
     shared = dense and not packed_copy
     block: Any
@@ -273,8 +271,13 @@ def ready_for_inference(
             block.mlp.down_proj = layer(f"{mlp}.down_proj")
     rows = (twin if dense else model).head_weight().detach() if head is None else head
     # a head of 4 bits would decide tokens too roughly
-    made = _layer(rows, "int8" if weights == "int4" else weights, packed)
+    made = _layer(rows, "int8" if weights == "int4" else weights)
     twin.lm_head = None
+    if packed_copy:
+        products = [each for each in (*twin.modules(), made) if isinstance(each, Dense)]
+        copies = pack([product.weight for product in products], activations)
+        for product, copy in zip(products, copies, strict=True):
+            product.packed = copy
     return twin, made
 
 

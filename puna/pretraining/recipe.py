@@ -145,6 +145,14 @@ class Curriculum(Config):
         """Longest row of all."""
         return self.long_context.stages[-1].row_length if self.long_context else self.short
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps, where no stage of a longer context is repeated."""
+        parts: list[Phase | ContextStage | Anneal] = [*self.phases]
+        parts += self.long_context.stages if self.long_context else []
+        parts += [self.anneal] if self.anneal else []
+        return sum(part.steps * part.batch_rows * part.row_length for part in parts)
+
 
 def loop_of(
     loop: LoopConfig, start: int, steps: int, batch_rows: int, micro_rows: int, *, anneal: bool

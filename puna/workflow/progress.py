@@ -1,5 +1,7 @@
 """Live progress in the terminal: a reader of events."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -42,8 +44,18 @@ def _figures(event: Event) -> str:
         left = event["left_s"]
         parts.append(f"{event['tokens_per_s']:,.0f} tokens/s")
         parts.append(f"MFU {event['mfu']:.0%}")
-    parts.append(f"{_clock(left)} left")
-    return " · ".join(parts)
+    return " · ".join((*parts, f"{_clock(left)} left"))
+
+
+def _all_left(event: Event, tokens: Mapping[str, int]) -> str:
+    """What this stage's other phases and the stages after it add at this speed; else nothing."""
+    if event["stage"] not in tokens:
+        return ""
+    stages = list(tokens)
+    ahead = sum(tokens[stage] for stage in stages[stages.index(event["stage"]) :])
+    seconds = (ahead - event["tokens"]) / event["tokens_per_s"]
+    noise = 1.1
+    return f", all training {_clock(seconds)}" if seconds > noise * event["left_s"] else ""
 
 
 class TerminalProgress:
@@ -58,6 +70,7 @@ class TerminalProgress:
         self._task: TaskID | None = None
         self._printed = 0
         self._table_of = ""  # the stage whose rollouts have a head already
+        self._tokens: Mapping[str, int] = {}
 
     def __call__(self, event: Event) -> None:
         handler = getattr(self, f"_on_{event['kind']}", None)
@@ -69,6 +82,9 @@ class TerminalProgress:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+    def _on_run_start(self, event: Event) -> None:
+        self._tokens = event["tokens"]
 
     def _on_stage_start(self, event: Event) -> None:
         self._printed, self._table_of = 0, ""
@@ -123,7 +139,8 @@ class TerminalProgress:
         self.console.print(f"  going on from prompt {event['done']} of {event['prompts']}")
 
     def _on_train_step(self, event: Event) -> None:
-        self._advance("step", event["step"], event["steps"], _figures(event))
+        figures = _figures(event) + _all_left(event, self._tokens)
+        self._advance("step", event["step"], event["steps"], figures)
 
     def _on_rejection_step(self, event: Event) -> None:
         figures = f"best {event['best']:.3g} · mean {event['mean']:.3g}"

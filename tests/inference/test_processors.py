@@ -19,8 +19,8 @@ Be = Callable[[str], None]
 # what products have hardware or a kernel: as Zen 4 and later, as Ice Lake, with AVX2 only, and as
 # processors for which FBGEMM is not made
 KINDS: dict[str, set[str]] = {
-    "bf16 and VNNI": {"bf16", "int8"},
-    "VNNI": {"int8"},
+    "bf16 and VNNI": {"bf16", "int8", "halves"},
+    "VNNI": {"int8", "halves"},
     "AVX2": {"pairs", "halves"},
     "none": set(),
 }
@@ -128,8 +128,8 @@ def test_a_product_kept_only_packed_is_counted(model: Llama, be: Be) -> None:
         runner = Runner(model, "w8a8", n_pages=2, page_size=16)
         sizes.append(runner.weight_bytes)
         # without a kernel of its own the product reads the weights that are kept anyway
-        packed = fast_pairs() and kind == "AVX2"
-        assert bool(Int8Rows(torch.ones(2, 2)).packed_bytes) is packed
+        alone = fast_pairs() and kind == "AVX2"
+        assert bool(Int8Rows(torch.ones(2, 2)).packed_bytes) is alone
     assert sizes[0] == sizes[1]
 
 
