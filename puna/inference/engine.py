@@ -49,8 +49,8 @@ class _Counters:
 class Engine:
     """Generates for many requests at once.
 
-    Each step passes a chunk of prompts and one token of every running text through the model. Text
-    is the same whatever else runs beside it. Not for several threads: see `AsyncEngine`.
+    Each step passes a chunk of prompts and one token of every running text through the model. What
+    runs beside a text changes it by rounding only. Not for several threads: see `AsyncEngine`.
 
     Args:
         model: its weights are shared where their format allows, so training in place is seen but
