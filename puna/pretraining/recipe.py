@@ -146,12 +146,13 @@ class Curriculum(Config):
         return self.long_context.stages[-1].row_length if self.long_context else self.short
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all steps, where no stage of a longer context is repeated."""
+    def work(self) -> tuple[int, int]:
+        """Steps, and tokens they train on, where no stage of a longer context is repeated."""
         parts: list[Phase | ContextStage | Anneal] = [*self.phases]
         parts += self.long_context.stages if self.long_context else []
         parts += [self.anneal] if self.anneal else []
-        return sum(part.steps * part.batch_rows * part.row_length for part in parts)
+        tokens = sum(part.steps * part.batch_rows * part.row_length for part in parts)
+        return sum(part.steps for part in parts), tokens
 
 
 def loop_of(

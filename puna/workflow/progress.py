@@ -1,6 +1,6 @@
 """Live progress in the terminal: a reader of events."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -47,15 +47,24 @@ def _figures(event: Event) -> str:
     return " · ".join((*parts, f"{_clock(left)} left"))
 
 
-def _all_left(event: Event, tokens: Mapping[str, int]) -> str:
-    """What this stage's other phases and the stages after it add at this speed; else nothing."""
-    if event["stage"] not in tokens:
+def _all_left(event: Event, work: Mapping[str, Sequence[int]]) -> str:
+    """The time left of this stage and of those after it at this speed; nothing for the last one.
+
+    Args:
+        work: steps and tokens of stages, in order.
+    """
+    if event["stage"] not in work:
         return ""
-    stages = list(tokens)
-    ahead = sum(tokens[stage] for stage in stages[stages.index(event["stage"]) :])
-    seconds = (ahead - event["tokens"]) / event["tokens_per_s"]
-    noise = 1.1
-    return f", all training {_clock(seconds)}" if seconds > noise * event["left_s"] else ""
+    later = list(work)[list(work).index(event["stage"]) + 1 :]
+    tokens = sum(work[stage][1] for stage in later)
+    steps, own = work[event["stage"]]
+    seconds = 0.0
+    if event["steps"] < steps:  # the event's are of one phase of several
+        tokens += own - event["tokens"]
+    else:
+        seconds = event["left_s"]
+    seconds += tokens / event["tokens_per_s"]
+    return f", all training {_clock(seconds)}" if tokens else ""
 
 
 class TerminalProgress:
@@ -70,7 +79,7 @@ class TerminalProgress:
         self._task: TaskID | None = None
         self._printed = 0
         self._table_of = ""  # the stage whose rollouts have a head already
-        self._tokens: Mapping[str, int] = {}
+        self._work: Mapping[str, Sequence[int]] = {}
 
     def __call__(self, event: Event) -> None:
         handler = getattr(self, f"_on_{event['kind']}", None)
@@ -84,7 +93,7 @@ class TerminalProgress:
         self._bar = self._task = None
 
     def _on_run_start(self, event: Event) -> None:
-        self._tokens = event["tokens"]
+        self._work = event["work"]
 
     def _on_stage_start(self, event: Event) -> None:
         self._printed, self._table_of = 0, ""
@@ -139,7 +148,7 @@ class TerminalProgress:
         self.console.print(f"  going on from prompt {event['done']} of {event['prompts']}")
 
     def _on_train_step(self, event: Event) -> None:
-        figures = _figures(event) + _all_left(event, self._tokens)
+        figures = _figures(event) + _all_left(event, self._work)
         self._advance("step", event["step"], event["steps"], figures)
 
     def _on_rejection_step(self, event: Event) -> None:

@@ -79,16 +79,16 @@ class Stages(Config):
             if isinstance(stage, FromModel):
                 yield name, stage
 
-    def training_tokens(self) -> dict[str, int]:
-        """By stage, in order, what is trained on at most; stages that sample are left out."""
+    def work(self) -> dict[str, tuple[int, int]]:
+        """By stage, in order: steps, and tokens at most; stages that sample are left out."""
         found = {}
         for name, stage in self:
             loop, length = getattr(stage, "loop", None), getattr(stage, "row_length", None)
             curriculum = getattr(stage, "curriculum", None)
             if curriculum is not None:
-                found[name] = curriculum.tokens
+                found[name] = curriculum.work
             elif loop is not None and length is not None:
-                found[name] = loop.steps * loop.batch_rows * length
+                found[name] = loop.steps, loop.steps * loop.batch_rows * length
         return found
 
     def _check_bases(self) -> None:

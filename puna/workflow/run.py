@@ -116,8 +116,8 @@ def run_recipe(recipe: Recipe, root: Path, console: Console) -> dict[str, Any]:
         recipe = recipe.model_copy(update={"date": date})
         reported = _reported(recipe, folder, console) if mesh.is_first else nullcontext(EventLog())
         with written_on(date), reported as events:
-            tokens = recipe.stages.training_tokens()
-            events.emit("run_start", name=recipe.name, machine=describe_machine(), tokens=tokens)
+            work = recipe.stages.work()
+            events.emit("run_start", name=recipe.name, machine=describe_machine(), work=work)
             if not fast_bf16(default_device().type):
                 events.emit("note", text=_NO_BF16)
             run = Run(recipe, folder, events, exercises(recipe.kinds))
