@@ -17,6 +17,7 @@ from torch import Tensor
 from puna.model.vocabulary import VocabularyShard, gathered
 
 CHUNK_BYTES = 64 * 1024**2
+CPU_ROWS = 512  # of a chunk on CPU, at most: a small vocabulary's logits then stay in its cache
 STRIPE = 8192  # rows of the head's gradient made at once
 GPU_CHUNKS = 24  # logits and their gradient in bf16: 1/24 of what all logits take in fp32
 GPU_ROWS = (256, 2048)  # of a chunk on a GPU, at least and at most
@@ -27,7 +28,7 @@ def chunk_rows(n_tokens: int, weight_vd: Tensor) -> int:
     """Tokens whose logits are made at once, at most."""
     if weight_vd.is_cuda:
         return min(max(n_tokens // GPU_CHUNKS, GPU_ROWS[0]), GPU_ROWS[1])
-    return max(1, CHUNK_BYTES // (4 * len(weight_vd)))
+    return min(max(1, CHUNK_BYTES // (4 * len(weight_vd))), CPU_ROWS)
 
 
 def _chunks(n_tokens: int, weight_vd: Tensor) -> Iterator[slice]:

@@ -142,6 +142,7 @@ class TerminalProgress:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _on_train_resume(self, event: Event) -> None:
+        self._printed = event["step"] * 10 // event["steps"]  # a phase counts on from the last one
         self.console.print(f"  going on from step {event['step']} of {event['steps']}")
 
     def _on_rejection_resume(self, event: Event) -> None:
@@ -175,4 +176,4 @@ class TerminalProgress:
             self._bar.start()
             self._task = self._bar.add_task(unit, total=total, figures="")
         assert self._task is not None
-        self._bar.update(self._task, completed=done, figures=figures)
+        self._bar.update(self._task, completed=done, total=total, figures=figures)

@@ -39,6 +39,20 @@ def test_a_phase_of_several_counts_those_behind_it() -> None:
     assert left(step("dpo", 20, 100, 20.0)) == "0:20 left, all training 1:40"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_later_phase_shows_its_steps_too(terminal: bool) -> None:
+    target = io.StringIO()
+    reader = TerminalProgress(Console(file=target, width=200, force_terminal=terminal))
+    log = EventLog(readers=(reader,))
+    log.emit("run_start", name="a", machine={}, work=WORK)
+    log.emit("stage_start", stage="pretrain")
+    log.emit("train_step", **{**step("pretrain", 40, 400, 0.0), "step": 40})
+    log.emit("train_resume", stage="pretrain", step=40, steps=90)
+    log.emit("train_step", **{**step("pretrain", 90, 600, 9.0), "step": 70})
+    reader.close()
+    assert "step 70/90" in target.getvalue()
+
+
 @pytest.mark.parametrize("stage", ["dpo", "ppo", "sft-2"])
 def test_the_last_stage_and_one_that_is_not_foretold_say_their_own(stage: str) -> None:
     assert left(step(stage, 30, 10, 100.0)) == "1:40 left"
@@ -47,5 +61,5 @@ def test_the_last_stage_and_one_that_is_not_foretold_say_their_own(stage: str) -
 def test_a_recipe_tells_the_work_of_each_stage_that_trains_without_sampling() -> None:
     work = find_recipe("quickstart").load([]).stages.work()
     assert list(work) == ["pretrain", "cpt", "sft", "reward", "dpo"]
-    assert work["pretrain"] == (750, 750 * 8 * 256)
+    assert work["pretrain"] == (640, 640 * 8 * 256)
     assert work["cpt"] == (520, 520 * 8 * 256)  # of its phases, not the cosine's 680 steps
