@@ -61,5 +61,5 @@ def test_the_last_stage_and_one_that_is_not_foretold_say_their_own(stage: str) -
 def test_a_recipe_tells_the_work_of_each_stage_that_trains_without_sampling() -> None:
     work = find_recipe("quickstart").load([]).stages.work()
     assert list(work) == ["pretrain", "cpt", "sft", "reward", "dpo"]
-    assert work["pretrain"] == (640, 640 * 8 * 256)
+    assert work["pretrain"] == (620, 620 * 8 * 256)
     assert work["cpt"] == (520, 520 * 8 * 256)  # of its phases, not the cosine's 680 steps

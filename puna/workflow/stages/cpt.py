@@ -70,7 +70,7 @@ def run_cpt(config: CPTStage, given: Given, folder: Path) -> dict[str, Any]:
     def look() -> None:
         if rows is not None:
             set_dtype(model, compute_dtype(config.loop, model.device))
-            at_once = config.loop.micro_rows or 1
+            at_once = config.loop.micro_rows or max(1, config.loop.batch_rows // layout.dp)
             losses.append(round(held_out_loss(model, rows, len(rows), at_once), 4))
 
     look()
