@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from puna.inference.kept_code import CodeShelf
+from puna.inference.scratch import Scratch
 
 _watching = threading.Lock()
 
@@ -52,7 +53,7 @@ class Shortcut:
         self._compiled = compiled
         self._shelf = shelf
         self._run: Callable[..., Any] | None = None
-        self._code: Callable[[list[Any]], Sequence[Any]] | None = None
+        self._code: Scratch | None = None
         self._inputs: list[int | list[_Size]] = []
         self._tensors: Callable[[Sequence[Any]], Sequence[Any]] = tuple  # those of the inputs
         self._sizes: list[tuple[int, list[_Size]]] = []  # the others, and their places
@@ -60,7 +61,7 @@ class Shortcut:
         self._single = True
         self._learnable = True
         if kept := shelf.load():
-            self._code = kept.code
+            self._code = Scratch(kept.code)
             self._take([_from_json(source) for source in kept.rule["inputs"]])
             self._outputs, self._single = kept.rule["outputs"], kept.rule["single"]
 
@@ -68,13 +69,15 @@ class Shortcut:
         if self._code is None:
             return self._watched(args) if self._learnable else self._the_long_way(args)
         inputs = list(self._tensors(args))
+        numbers = []
         for place, sizes in self._sizes:
             number = sizes[0].of(args)
             for other in sizes[1:]:
                 if other.of(args) != number:
                     return self._watched(args)
             inputs.insert(place, number)
-        outputs = self._code(inputs)
+            numbers.append(number)
+        outputs = self._code(inputs, numbers)
         if self._single:
             return outputs[self._outputs[0]]
         return tuple(outputs[place] for place in self._outputs)
@@ -130,12 +133,13 @@ class Shortcut:
             return False
         self._take([source for source in inputs if source is not None])
         self._outputs = [place for place in outputs if place is not None]
-        self._code = call.graph.current_callable
-        if self._code is None:
+        code: Any = call.graph.current_callable
+        if code is None:
             return False
+        self._code = Scratch(code)
         if not call.graph.constants:
             rule = {"inputs": self._inputs, "outputs": self._outputs, "single": self._single}
-            self._shelf.save(call.graph.source_code, self._code, rule)
+            self._shelf.save(call.graph.source_code, code, rule)
         return True
 
 
