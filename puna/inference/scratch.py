@@ -1,15 +1,14 @@
 """Memory that compiled code works in, kept from call to call.
 
 Inductor's code allocates what it works in at each call and takes views of it: for one block of a
-model thirty tensors, a tenth of the time of a token of a small one (docs/log.md). Which ones they
-are follows from the sizes it is given.
+model thirty tensors, a tenth of the time of a token of a small one (docs/log.md).
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,10 +16,19 @@ _EMPTY, _VIEW = "empty_strided_cpu", "reinterpret_tensor"  # as the code calls w
 Code = Callable[[list[Any]], Sequence[Any]]
 
 
-class Scratch:
-    """``code``, in the same memory as the call before where the sizes are the same.
+class _Made(NamedTuple):
+    """A tensor, and how the code asked for it: by its layout, and of which other it is a view."""
 
-    What leaves the code is made anew at each call, and so is every view of an input.
+    tensor: Tensor
+    layout: tuple[Any, ...]
+    base: Tensor | None
+
+
+class Scratch:
+    """``code``, in the same memory as the call before where it asks for the same tensors in turn.
+
+    Where it does not, all is made anew and kept by the next call. What leaves the code is always
+    made anew, and so is a view of an input.
 
     Args:
         code: Inductor's. A copy of it is made, whose memory no one else uses.
@@ -29,11 +37,9 @@ class Scratch:
     def __init__(self, code: Code) -> None:
         self._plain = code
         self._code: Code | None = None
-        self._sizes: list[int] | None = None
-        self._kept: list[Tensor | None] = []  # in the order of the code; None is to be made anew
-        self._made: list[Tensor] = []
-        self._empties: list[Tensor] = []
-        self._next: Callable[[], Tensor | None] = repeat(None).__next__
+        self._kept: list[_Made | None] = []  # in the order of the code; None is to be made anew
+        self._made: list[_Made] = []
+        self._next: Callable[[], _Made | None] = _nothing
         self._one_at_a_time = threading.Lock()
         function = getattr(code, "__func__", None)
         if isinstance(function, FunctionType) and _EMPTY in function.__globals__:
@@ -41,57 +47,62 @@ class Scratch:
             copied = FunctionType(function.__code__, scope)
             self._code = copied.__get__(getattr(code, "__self__", None))
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the next call finds memory of an earlier one."""
+        return any(self._kept)
+
     def _makers(self, scope: dict[str, Any]) -> dict[str, Any]:
         empty: Any = scope[_EMPTY]
         view: Any = scope.get(_VIEW)
-        made, empties = self._made, self._empties
 
-        def kept_empty(*how: Any) -> Tensor:
+        def kept_empty(*layout: Any) -> Tensor:
             found = self._next()
-            if found is None:
-                found = empty(*how)
-                made.append(found)
-                empties.append(found)
-            return found
+            if found is not None:
+                if found.layout == layout:
+                    return found.tensor
+                self._forget()
+            tensor: Tensor = empty(*layout)
+            self._made.append(_Made(tensor, layout, None))
+            return tensor
 
-        def kept_view(*how: Any) -> Tensor:
+        def kept_view(base: Tensor, *layout: Any) -> Tensor:
             found = self._next()
-            if found is None:
-                found = view(*how)
-                made.append(found)
-            return found
+            if found is not None:
+                if found.base is base and found.layout == layout:
+                    return found.tensor
+                self._forget()
+            tensor: Tensor = view(base, *layout)
+            self._made.append(_Made(tensor, layout, base))
+            return tensor
 
         return {_EMPTY: kept_empty, _VIEW: kept_view}
 
-    def __call__(self, inputs: list[Any], sizes: list[int]) -> Sequence[Any]:
-        """The code's outputs.
-
-        Args:
-            inputs: which the code empties.
-            sizes: the integers among them.
-        """
+    def __call__(self, inputs: list[Any]) -> Sequence[Any]:
+        """The code's outputs; it empties ``inputs``."""
         if self._code is None or not self._one_at_a_time.acquire(blocking=False):
             return self._plain(inputs)
         try:
-            same = sizes == self._sizes
-            self._next = self._in_turn() if same else repeat(None).__next__
+            first = not self._kept
+            self._next = _nothing if first else iter(self._kept).__next__
             outputs = self._code(inputs)
-            if not same:
-                self._kept, self._sizes = self._keep(outputs), sizes
+            if first:
+                self._kept = self._keep(outputs)
             return outputs
         finally:
             self._made.clear()
-            self._empties.clear()
             self._one_at_a_time.release()
 
-    def _in_turn(self) -> Callable[[], Tensor | None]:
-        turns: Iterator[Tensor | None] = iter(self._kept)
-        return turns.__next__
+    def _forget(self) -> None:
+        self._kept, self._next = [], _nothing
 
-    def _keep(self, outputs: Sequence[Any]) -> list[Tensor | None]:
+    def _keep(self, outputs: Sequence[Any]) -> list[_Made | None]:
         leaving = {_memory(each) for each in outputs if isinstance(each, Tensor)}
-        own = {_memory(each) for each in self._empties} - leaving
-        return [each if _memory(each) in own else None for each in self._made]
+        own = {_memory(each.tensor) for each in self._made if each.base is None} - leaving
+        return [each if _memory(each.tensor) in own else None for each in self._made]
+
+
+_nothing = repeat(None).__next__
 
 
 def _memory(tensor: Tensor) -> int:

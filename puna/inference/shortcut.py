@@ -69,15 +69,13 @@ class Shortcut:
         if self._code is None:
             return self._watched(args) if self._learnable else self._the_long_way(args)
         inputs = list(self._tensors(args))
-        numbers = []
         for place, sizes in self._sizes:
             number = sizes[0].of(args)
             for other in sizes[1:]:
                 if other.of(args) != number:
                     return self._watched(args)
             inputs.insert(place, number)
-            numbers.append(number)
-        outputs = self._code(inputs, numbers)
+        outputs = self._code(inputs)
         if self._single:
             return outputs[self._outputs[0]]
         return tuple(outputs[place] for place in self._outputs)

@@ -1,7 +1,7 @@
 """The head and its loss in chunks, so logits of shape (tokens, vocabulary) never exist at once.
 
 Chunks of tokens pass through head, softmax and loss one after the other; of their logits nothing is
-kept. On CPU the logits of a chunk take `CHUNK_BYTES`, whatever the batch. A GPU needs
+kept. On CPU the logits of a chunk take at most `CHUNK_BYTES`, whatever the batch. A GPU needs
 longer products to be busy: there a chunk is a 24th of the tokens, and softmax, loss and gradient
 are one compiled kernel that reads the logits as the product made them.
 """

@@ -18,7 +18,7 @@ from puna.parallel.gradients import local, part_of, spread_like, whole
 
 # a, b, c of each step's a x + b x^3 + c x^5: of all such the nearest to 1 on what the steps before
 # made of [0.003, 1] (Amsel et al. 2025, arXiv 2505.16932), with x / 1.02 for x, so that rounding
-# does not leave that range. Four do what Jordan's five of one polynomial do.
+# does not leave that range. Four come as near 1 as Jordan's five of one.
 _POLYNOMIALS = (
     (8.2193, -23.3375, 16.6266),
     (3.9641, -2.8377, 0.5158),

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from puna.inference import Engine, EngineConfig, Request, Sampling, generate
+from puna.inference.attention import fusion_barrier
 from puna.inference.compiled import Step
 from puna.model import Llama, LlamaConfig
 from puna.tokenizer import Tokenizer
@@ -97,3 +99,17 @@ def test_sizes_that_vary_are_not_taken_for_each_other() -> None:
     for shape in ((4, 4, 4, 4), (3, 5, 2, 7), (9, 2, 6, 4)):
         a, b = torch.randn(*shape[:2]), torch.randn(*shape[2:])
         torch.testing.assert_close(step(a, b), a.sum(1)[:, None] + b.sum(1)[None])
+
+
+def test_inductors_code_finds_the_memory_it_worked_in() -> None:
+    def chained(x: Tensor) -> Tensor:
+        inner = fusion_barrier(torch.sin(x) + x)
+        return inner * inner.mean(1, keepdim=True)
+
+    step = Step("chained", "", chained, {0: [0]})
+    for rows in (3, 3, 3, 5, 5, 3):
+        x = torch.randn(rows, 64)
+        torch.testing.assert_close(step(x), chained(x))
+    assert step._compiled is not None
+    assert step._compiled._code is not None
+    assert step._compiled._code.keeps

@@ -17,6 +17,7 @@ SOURCE = """
 class Runner:
     def call(self, args):
         x, n = args
+        n = SIZES
         args.clear()
         inner = empty_strided_cpu((n, 4), (4, 1), torch.float32)
         torch.mul(x, 2, out=inner)
@@ -34,7 +35,7 @@ call = Runner().call
 class Inner:
     """The code above, what it must give, and where its inner tensor lay in each call."""
 
-    def __init__(self, during: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, during: Callable[[], None] = lambda: None, sizes: str = "n") -> None:
         self.places: list[int] = []
         self._during = during
         scope: dict[str, Any] = {
@@ -43,7 +44,7 @@ class Inner:
             "reinterpret_tensor": guards._reinterpret_tensor,
             "seen": self._see,
         }
-        exec(SOURCE, scope)
+        exec(SOURCE.replace("SIZES", sizes), scope)
         self.code: Callable[[list[Any]], Sequence[Any]] = scope["call"]
 
     def _see(self, inner: Tensor) -> None:
@@ -62,7 +63,7 @@ def test_calls_of_the_same_sizes_share_memory_and_nothing_that_leaves_does() -> 
     inner = Inner()
     scratch = Scratch(inner.code)
     inputs = [torch.randn(3, 4) for _ in range(4)]
-    results = [scratch([x, 3], [3]) for x in inputs]
+    results = [scratch([x, 3]) for x in inputs]
     for given, x in zip(results, inputs, strict=True):
         check(given, x)
     assert len(set(inner.places)) == 1
@@ -73,7 +74,7 @@ def test_what_one_call_gave_may_be_what_the_next_takes() -> None:
     scratch = Scratch(Inner().code)
     x = start = torch.randn(3, 4)
     for _ in range(5):
-        x = scratch([x, 3], [3])[0]
+        x = scratch([x, 3])[0]
     torch.testing.assert_close(x, start * 3**5)
 
 
@@ -82,9 +83,16 @@ def test_other_sizes_get_memory_of_theirs() -> None:
     scratch = Scratch(inner.code)
     for rows in (3, 3, 5, 5, 3, 700, 3):
         x = torch.randn(rows, 4)
-        check(scratch([x, rows], [rows]), x)
-    assert inner.places[0] == inner.places[1]
-    assert inner.places[2] == inner.places[3]
+        check(scratch([x, rows]), x)
+
+
+def test_memory_is_that_of_the_sizes_at_hand_wherever_the_code_has_them_from() -> None:
+    inner = Inner(sizes="x.shape[0]")  # not from an integer that it is given
+    scratch = Scratch(inner.code)
+    for rows in (3, 3, 2, 9, 9, 9, 1, 3):
+        x = torch.randn(rows, 4)
+        check(scratch([x, 0]), x)
+    assert inner.places[4] == inner.places[5]  # the call after a change keeps, the next one finds
 
 
 def test_a_call_that_fails_leaves_the_next_ones_right() -> None:
@@ -98,15 +106,15 @@ def test_a_call_that_fails_leaves_the_next_ones_right() -> None:
         x = torch.randn(rows, 4)
         if fails:
             with pytest.raises(RuntimeError, match="broken"):
-                scratch([x, rows], [rows])
+                scratch([x, rows])
         else:
-            check(scratch([x, rows], [rows]), x)
+            check(scratch([x, rows]), x)
 
 
 def test_a_call_within_another_works_in_memory_of_its_own() -> None:
     def other() -> None:
         if threading.current_thread() is threading.main_thread():
-            thread = threading.Thread(target=lambda: found.append(scratch([y, 3], [3])))
+            thread = threading.Thread(target=lambda: found.append(scratch([y, 3])))
             thread.start()
             thread.join()
 
@@ -115,7 +123,7 @@ def test_a_call_within_another_works_in_memory_of_its_own() -> None:
     scratch = Scratch(inner.code)
     x, y = torch.randn(3, 4), torch.randn(3, 4)
     for _ in range(3):
-        check(scratch([x, 3], [3]), x)
+        check(scratch([x, 3]), x)
         check(found.pop(), y)
     outer, within = inner.places[::2], inner.places[1::2]
     assert not set(outer) & set(within)
@@ -129,4 +137,4 @@ def test_the_code_itself_is_left_as_it_was() -> None:
 
 
 def test_code_that_is_no_method_runs_as_it_is() -> None:
-    assert Scratch(lambda inputs: [inputs[0] + 1])([1, 2], [2]) == [2]
+    assert Scratch(lambda inputs: [inputs[0] + 1])([1]) == [2]

@@ -126,10 +126,15 @@ def test_an_update_within_the_backward_pass_is_the_same_update(
     expected = steps(run(plain, rows, loop, tmp_path / "plain"))
     within = loop.model_copy(update={"optimizer_in_backward": True})
     found = steps(run(inside, rows, within, tmp_path / "inside"))
-    assert [loss for loss, _ in found] == [loss for loss, _ in expected]
+    # Muon takes matrices one by one there, else together, whose products may round otherwise
+    near = 1e-3 if optimizer == "muon" else 0.0
+    losses = [loss for loss, _ in expected]
+    assert [loss for loss, _ in found] == pytest.approx(losses, rel=near, abs=0)
     # squares are summed in another order
-    assert [norm for _, norm in found] == pytest.approx([norm for _, norm in expected], rel=1e-6)
-    assert all(map(torch.equal, weights(plain), weights(inside)))
+    norms = [norm for _, norm in expected]
+    assert [norm for _, norm in found] == pytest.approx(norms, rel=max(near, 1e-6))
+    for one, other in zip(weights(plain), weights(inside), strict=True):
+        torch.testing.assert_close(one, other, rtol=near, atol=near)
 
 
 def test_an_update_within_the_backward_pass_frees_each_gradient_at_once(

@@ -22,6 +22,7 @@ from puna.workflow.stages.pretrain import CorpusTraining, train_on_corpus
 from puna.workflow.stages.training import FromModel, Given, adapt, open_base
 
 _HELD_OUT_CHARS = 150_000  # about 40,000 tokens: bounds what two looks take
+_TOKENS_AT_ONCE = 2048  # in one look at held-out text, where the loop's rows do not say how many
 _OWN = "files"  # how the sources of one's own begin
 
 
@@ -70,7 +71,7 @@ def run_cpt(config: CPTStage, given: Given, folder: Path) -> dict[str, Any]:
     def look() -> None:
         if rows is not None:
             set_dtype(model, compute_dtype(config.loop, model.device))
-            at_once = config.loop.micro_rows or max(1, config.loop.batch_rows // layout.dp)
+            at_once = config.loop.micro_rows or max(1, _TOKENS_AT_ONCE // length)
             losses.append(round(held_out_loss(model, rows, len(rows), at_once), 4))
 
     look()
