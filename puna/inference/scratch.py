@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from puna.inference.kept_code import Code
+
 _EMPTY, _VIEW = "empty_strided_cpu", "reinterpret_tensor"  # as the code calls what makes tensors
-Code = Callable[[list[Any]], Sequence[Any]]
 
 
 class _Made(NamedTuple):

@@ -33,18 +33,15 @@ _TOGETHER = 2**22  # elements of matrices orthogonalised at once
 def orthogonalised(matrices: Tensor) -> Tensor:
     """``matrices`` (count, rows, columns), their singular values moved to about 1 by Newton-Schulz.
 
-    In bf16 where that has hardware, else in fp32. Fastest where no matrix is tall.
+    In bf16 where that has hardware, else in fp32. Tall ones take longer than turned.
     """
     x = matrices.to(fast_dtype(matrices.device.type))
-    tall = x.shape[1] > x.shape[2]
-    if tall:
-        x = x.mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=_SMALLEST_NORM)
     for linear, cubic, fifth in _POLYNOMIALS:
         gram = x @ x.mT
         change = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=fifth)
         x = torch.baddbmm(x, change, x, beta=linear)
-    return x.mT if tall else x
+    return x
 
 
 class Muon(Optimizer):
@@ -79,11 +76,11 @@ class Muon(Optimizer):
                 if parameter.grad is None:
                     continue
                 ahead = self._ahead(parameter, group["momentum"])
-                waiting = alike.setdefault(tuple(sorted(ahead.shape)), [])
+                shape = tuple(sorted(ahead.shape))
+                waiting = alike.setdefault(shape, [])
                 waiting.append((parameter, ahead))
                 if len(waiting) * ahead.numel() >= _TOGETHER:
-                    _update(waiting, group)
-                    waiting.clear()
+                    _update(alike.pop(shape), group)
             for waiting in alike.values():
                 _update(waiting, group)
 
@@ -100,8 +97,6 @@ class Muon(Optimizer):
 
 def _update(waiting: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
     """Step each parameter by its matrix, orthogonalised with the others, all of one shape."""
-    if not waiting:
-        return
     dtype = fast_dtype(waiting[0][1].device.type)
     turned = [ahead.shape[0] > ahead.shape[1] for _, ahead in waiting]
     made = orthogonalised(

@@ -16,7 +16,7 @@ def has_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return bool(request.param)
 
 
-def gradients(shape: tuple[int, int]) -> list[Tensor]:
+def gradients(shape: tuple[int, ...]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     return [torch.randn(shape, generator=generator) for _ in range(4)]
 
@@ -104,7 +104,7 @@ def test_matrices_of_one_shape_stepped_together_step_as_alone(
         optimizer = Muon(made, lr=0.02, weight_decay=0.1)
         for turn in range(3):
             for number, each in enumerate(made):
-                each.grad = gradients(tuple(each.shape))[turn].roll(number)  # type: ignore[arg-type]
+                each.grad = gradients(each.shape)[turn].roll(number)
             made[3].grad = None  # as of a frozen one
             optimizer.step()
         return made
