@@ -44,7 +44,6 @@ class Adapters:
         """Act on ``model`` from now on; what is loaded is kept, since the shape is the same."""
         self._device = model.device
         former, self._products = self._products, _products(model, self._pass)
-        self._trunk, self._blocks = model.model, model.model.layers
         for name, product in former.items():
             self._products[name].take_over(product)
 
@@ -88,15 +87,10 @@ class Adapters:
             (name, None if len(rows) == len(names) else self._index(rows))
             for name, rows in rows_of.items()
         ]
-        blocks = self._trunk.layers
-        if self._basis is not None and self.in_use:
-            # compiled blocks hand rounded rows from product to product, past the hooks
-            self._trunk.layers = self._blocks
         try:
             yield
         finally:
             self._pass.groups = []
-            self._trunk.layers = blocks
 
     def _add(self, name: str, changes: dict[str, LowRank]) -> None:
         basis, own = self._basis, changes

@@ -3,21 +3,21 @@
 All layers share the compiled functions, with their tensors as arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from puna.inference.attention import attend_one, fusion_barrier
 from puna.inference.cache import PagedLayer, PagedView
-from puna.inference.compiled import Step, compiles
-from puna.inference.integers import Rounding, scaled_rows
+from puna.inference.compiled import CHUNK, CHUNK_OF_ROWS, Step, compiles
+from puna.inference.integers import scaled_rows
 from puna.inference.rotation import spread
 from puna.inference.weights import Int8Rows, JoinedAttention
 from puna.model.linear import rms_norm
-from puna.model.llama import swiglu
+from puna.model.llama import Trunk, swiglu
 
 
 def _stores(layer: PagedLayer) -> tuple[Tensor | None, ...]:
@@ -61,11 +61,17 @@ class OneRow:
     For products that it can hold, see `fits`.
 
     Args:
-        blocks: of the model.
+        trunk: of the model.
         facts: see `Step`.
+
+    Attributes:
+        adapts: whether what hooks do to products is done.
     """
 
-    def __init__(self, blocks: nn.ModuleList, facts: str) -> None:
+    adapts = False
+
+    def __init__(self, trunk: Trunk, facts: str) -> None:
+        blocks = trunk.layers
         first: Any = blocks[0]
         names = list(first.state_dict())
 
@@ -76,71 +82,67 @@ class OneRow:
 
         self._step = Step("block", facts, whole, {**_CACHE, 9: [1]})
         self._tensors = [tuple(block.state_dict().values()) for block in blocks]
+        self._norm = trunk.norm
 
     @staticmethod
-    def fits(blocks: nn.ModuleList) -> bool:
-        """Whether a compiled function can hold these blocks' products."""
-        first: Any = blocks[0]
+    def fits(trunk: Trunk) -> bool:
+        """Whether a compiled function can hold the blocks' products."""
+        first: Any = trunk.layers[0]
         return compiles(first.self_attn.o_proj)
 
     def __call__(
         self, x_btd: Tensor, cos: Tensor, sin: Tensor, layers: Sequence[PagedLayer]
     ) -> Tensor:
-        """The stream after all blocks, in fp32: fewer conversions, less rounding."""
+        """Final hidden states, in fp32: fewer conversions, less rounding."""
         x, step = x_btd.float(), self._step
         for layer, tensors in zip(layers, self._tensors, strict=True):
             x = step(x, cos, sin, *_stores(layer), *tensors)
-        return x
+        hidden: Tensor = self._norm(x)
+        return hidden
 
 
-class CompiledBlock(nn.Module):
-    """A block of which what is between its products runs compiled.
+class _Parts(NamedTuple):
+    """What `Between` asks of a block, found once: modules look their parts up by name."""
 
-    Args:
-        one: for one token of one row; None leaves the block as it is.
-        several: for several rows or positions; likewise.
-    """
-
-    def __init__(self, block: nn.Module, one: "Between | None", several: "Between | None") -> None:
-        super().__init__()
-        self.block = block
-        self._one, self._several = one, several
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, layer: PagedLayer | None
-    ) -> Tensor:
-        between = self._one if x.numel() == x.shape[-1] else self._several
-        if layer is None or between is None:
-            result: Tensor = self.block(x, cos, sin, mask, layer)
-            return result
-        return between.run(self.block, x, cos, sin, mask, layer)
+    enter: Tensor
+    """Weight of the first norm."""
+    joined: Callable[[Tensor], Tensor]
+    """Product for queries, keys and values."""
+    mix: Callable[..., Tensor]
+    out: Callable[[Tensor], Tensor]
+    turn: Tensor
+    """Weight of the second norm."""
+    gate_up: Callable[[Tensor], Tensor]
+    factor: tuple[Tensor, ...]
+    """What `spread` needs before a product of rounded rows."""
+    down: Callable[[Tensor], Tensor]
 
 
 class Between:
-    """What runs between the products of a block, compiled.
+    """Blocks of which what runs between products is compiled, joined products given (see `fits`).
 
     What a product takes is "ready": one tensor, its rows; or two, where it takes rows rounded to 8
     bits, those and their scales, which its result still lacks.
 
     Args:
-        attention: of any layer.
-        eps: of the norms.
-        rounding: of the rows that products take; None takes them as they are.
-        several: for several rows or positions, or for one token of one row.
+        trunk: of the model.
         facts: see `Step`.
+        several: for several rows or positions, or for one token of one row.
+
+    Attributes:
+        adapts: see `OneRow`; rounded rows go from product to product, past the hooks.
     """
 
-    def __init__(
-        self,
-        attention: JoinedAttention,
-        eps: float,
-        facts: str,
-        *,
-        rounding: Rounding | None,
-        several: bool,
-    ) -> None:
-        self._attention = attention
+    def __init__(self, trunk: Trunk, facts: str, *, several: bool) -> None:
+        first: Any = trunk.layers[0]
+        attention: JoinedAttention = first.self_attn
+        eps = first.input_layernorm.eps
+        rounding = attention.o_proj.rounding if isinstance(attention.o_proj, Int8Rows) else None
         self._rounded = rounded = rounding is not None
+        self.adapts = not rounded
+        self._split = attention.split
+        self._norm = trunk.norm.weight
+        self._parts = [self._parts_of(block) for block in trunk.layers]
 
         def ready(x: Tensor) -> tuple[Tensor, ...]:
             return (x,) if rounding is None else rounding.apply(x)
@@ -167,11 +169,11 @@ class Between:
             made = fusion_barrier(swiglu(*whole(gate_up, scale).chunk(2, -1)).float())
             return ready(spread(made, factor))
 
-        def leave(x: Tensor, out: Tensor, *scale: Tensor) -> Tensor:
-            return x + whole(out, *scale)
+        def leave(x: Tensor, out: Tensor, weight: Tensor, *scale: Tensor) -> Tensor:
+            return rms_norm(x + whole(out, *scale), weight, eps)
 
         rows = [0] if several else []
-        step = partial(Step, facts=facts)
+        step = partial(Step, facts=facts, chunk=CHUNK_OF_ROWS if several else CHUNK)
         self._ready = step("ready", function=ready, varying={0: rows})
         self._whole = step("whole", function=whole, varying={0: rows, 1: rows})
         self._enter = step("enter", function=enter, varying={0: rows})
@@ -179,59 +181,55 @@ class Between:
         self._mix = step("mix", function=mix, varying={**_CACHE, **by_row, 9: [*rows, 1]})
         self._turn = step("turn", function=turn, varying={0: rows, 1: rows, 3: rows})
         self._activate = step("activate", function=activate, varying={0: rows, 1: rows})
-        self._leave = step("leave", function=leave, varying={0: rows, 1: rows, 2: rows})
+        self._leave = step("leave", function=leave, varying={0: rows, 1: rows, 3: rows})
 
-    def run(
-        self,
-        block: Any,
-        x_btd: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None,
-        layer: PagedLayer,
+    @staticmethod
+    def fits(trunk: Trunk) -> bool:
+        """Whether the blocks' products are joined."""
+        first: Any = trunk.layers[0]
+        return isinstance(first.self_attn, JoinedAttention)
+
+    def _parts_of(self, block: Any) -> _Parts:
+        attention, mlp = block.self_attn, block.mlp
+
+        def product(module: Any) -> Callable[[Tensor], Tensor]:
+            found: Callable[[Tensor], Tensor] = module.multiply if self._rounded else module
+            return found
+
+        return _Parts(
+            block.input_layernorm.weight,
+            product(attention.qkv_proj),
+            attention.mix,
+            product(attention.o_proj),
+            block.post_attention_layernorm.weight,
+            product(mlp.gate_up_proj),
+            (mlp.down_proj.factor,) if self._rounded else (),
+            product(mlp.down_proj),
+        )
+
+    def __call__(
+        self, x_btd: Tensor, cos: Tensor, sin: Tensor, layers: Sequence[PagedLayer]
     ) -> Tensor:
-        """As the block's own forward pass."""
-        x = x_btd.reshape(-1, x_btd.shape[-1])
-        rows, *scale = self._enter(x, block.input_layernorm.weight)
-        joined = self._product(block.self_attn.qkv_proj, rows)
-        if layer.view.attend_one is not None:
-            rows, *mixed_scale = self._mix(joined, cos, sin, *_stores(layer), *scale)
-        else:
-            if self._rounded:
-                joined = self._whole(joined, *scale)
-            parts = self._attention.split(joined.unflatten(0, x_btd.shape[:-1]))
-            mixed = block.self_attn.mix(*parts, cos, sin, mask, layer).flatten(0, 1)
-            rows, *mixed_scale = self._ready(mixed) if self._rounded else (mixed,)
-        out = self._product(block.self_attn.o_proj, rows)
-        weight = block.post_attention_layernorm.weight
-        x, rows, *scale = self._turn(x, out, weight, *mixed_scale)
-        gate_up = self._product(block.mlp.gate_up_proj, rows)
-        down = block.mlp.down_proj
-        more = [*scale, down.factor] if self._rounded else []
-        rows, *scale = self._activate(gate_up, *more)
-        result: Tensor = self._leave(x, self._product(down, rows), *scale)
-        return result.view_as(x_btd)
-
-    def _product(self, module: Any, rows: Tensor) -> Tensor:
-        product: Tensor = module.multiply(rows) if self._rounded else module(rows)
-        return product
-
-
-def compiled_blocks(blocks: nn.ModuleList, facts: str, *, several: bool) -> nn.ModuleList:
-    """The blocks, compiled between their products where those are joined.
-
-    Args:
-        facts: see `Step`.
-        several: whether for several rows or positions too, not only for what `OneRow` cannot hold.
-    """
-    first: Any = blocks[0]
-    if not isinstance(first.self_attn, JoinedAttention):
-        return blocks
-    product = first.self_attn.o_proj
-    rounding = product.rounding if isinstance(product, Int8Rows) else None
-    between = partial(Between, first.self_attn, first.input_layernorm.eps, facts, rounding=rounding)
-    one = None if OneRow.fits(blocks) else between(several=False)
-    many = between(several=True) if several else None
-    if one is None and many is None:
-        return blocks
-    return nn.ModuleList(CompiledBlock(block, one, many) for block in blocks)
+        """Final hidden states."""
+        x = x_btd.flatten(0, 1)
+        shape = x_btd.shape
+        rows, *scale = self._enter(x, self._parts[0].enter)
+        following = [*(part.enter for part in self._parts[1:]), None]
+        for part, layer, norm in zip(self._parts, layers, following, strict=True):
+            joined = part.joined(rows)
+            if layer.view.attend_one is not None:
+                rows, *scale = self._mix(joined, cos, sin, *_stores(layer), *scale)
+            else:
+                if self._rounded:
+                    joined = self._whole(joined, *scale)
+                heads = self._split(joined.unflatten(0, shape[:-1]))
+                rows = part.mix(*heads, cos, sin, None, layer).flatten(0, 1)
+                if self._rounded:
+                    rows, *scale = self._ready(rows)
+            x, rows, *scale = self._turn(x, part.out(rows), part.turn, *scale)
+            rows, *scale = self._activate(part.gate_up(rows), *scale, *part.factor)
+            down = part.down(rows)
+            if norm is not None:
+                x, rows, *scale = self._turn(x, down, norm, *scale)
+        hidden: Tensor = self._leave(x, down, self._norm, *scale)
+        return hidden.view(shape)

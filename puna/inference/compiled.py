@@ -25,10 +25,11 @@ _OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "size_asserts": False,
     "alignment_asserts": False,
-    "cpp.min_chunk_size": 2048,  # a smaller loop is done before two threads have met
     # what the processor says of itself is believed: to try it out takes a third of a first start
     "cpp.vec_isa_ok": os.environ.get("TORCHINDUCTOR_VEC_ISA_OK", "1") == "1",
 }
+# the smallest loop that two threads share, in numbers: a smaller one is done before they have met
+CHUNK, CHUNK_OF_ROWS = 2048, 512
 
 
 class Step:
@@ -40,6 +41,7 @@ class Step:
         function: of tensors, or None, to one or several; pure but for writes into its arguments.
         varying: for the number of an argument, if there is one, which of its sizes may change from
             call to call; at the first call they must be above 1.
+        chunk: numbers in the smallest loop that threads share.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Step:
         facts: str,
         function: Callable[..., Any],
         varying: dict[int, Sequence[int]] | None = None,
+        chunk: int = CHUNK,
     ) -> None:
-        self._name, self._facts = name, facts
+        self._name, self._facts, self._chunk = name, facts, chunk
         self._function = function
         self._varying = varying or {}
         self._compiled: Shortcut | None = None
@@ -65,11 +68,12 @@ class Step:
             if number < len(args) and args[number] is not None:
                 for size in sizes:
                     torch._dynamo.mark_dynamic(args[number], size)
-        return _compile(self._function, args)
+        return _compile(self._function, args, self._chunk)
 
 
-def _compile(function: Callable[..., Any], args: Sequence[Any]) -> Callable[..., Any]:
-    compiled: Any = torch.compile(function, fullgraph=True, options=_OPTIONS)
+def _compile(function: Callable[..., Any], args: Sequence[Any], chunk: int) -> Callable[..., Any]:
+    options = _OPTIONS | {"cpp.min_chunk_size": chunk}
+    compiled: Any = torch.compile(function, fullgraph=True, options=options)
     # equal sizes of the first call are not taken for the same size
     settings: Any = torch.fx.experimental._config
     with settings.patch(use_duck_shape=False):

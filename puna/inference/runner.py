@@ -8,7 +8,7 @@ from torch import Tensor
 
 from puna.core.huge_pages import move_to_huge_pages
 from puna.inference.adapters import Adapters
-from puna.inference.blocks import OneRow, compiled_blocks
+from puna.inference.blocks import Between, OneRow
 from puna.inference.cache import PagedStore
 from puna.inference.compiled import CompiledAttention, CompiledHead
 from puna.inference.graphs import GraphedDecoding
@@ -78,13 +78,18 @@ class Runner:
         norm = model.model.norm.weight.detach()
         self._restore = partial(unrotated_hidden, norm) if turned else None
         self.adapters.attach(twin)
-        self._one_row = None
+        self._one: OneRow | Between | None = None
+        self._more: Between | None = None
         if self._compiled:
-            blocks = twin.model.layers
-            facts = f"{model.config.model_dump_json()} {blocks[0]}"
-            self._one_row = OneRow(blocks, facts) if OneRow.fits(blocks) else None
+            trunk = twin.model
+            facts = f"{model.config.model_dump_json()} {trunk.layers[0]}"
             self.head = CompiledHead(head)
-            twin.model.layers = compiled_blocks(blocks, facts, several=self._several)
+            if OneRow.fits(trunk):
+                self._one = OneRow(trunk, facts)
+            elif Between.fits(trunk):
+                self._one = Between(trunk, facts, several=False)
+            if self._several and Between.fits(trunk):
+                self._more = Between(trunk, facts, several=True)
         self._graphs = GraphedDecoding(twin, self.store) if self._graphed else None
 
     @property
@@ -108,14 +113,13 @@ class Runner:
         if self._graphs is not None and max(counts) == 1 and not self.adapters.in_use:
             return self._graphs([row[0] for row in tokens], pages, starts)
         positions, cache = self.store.batch(pages, starts, counts, self.dtype)
-        if counts == [1] and self._one_row is not None and not self.adapters.in_use:
-            x = self.model.model.embed_tokens.weight[tokens[0][0]].view(1, 1, -1)
-            x = self._one_row(x, *self.model.rope(positions), cache.layers)
-            hidden: Tensor = self.model.model.norm(x)
-            return hidden
         padded = [[*row, *[0] * (max(counts) - len(row))] for row in tokens]
         ids = torch.tensor(padded, device=positions.device)
-        return self.model.hidden(ids, positions_bt=positions, cache=cache)
+        blocks = self._one if counts == [1] else self._more
+        if blocks is None or (self.adapters.in_use and not blocks.adapts):
+            return self.model.hidden(ids, positions_bt=positions, cache=cache)
+        x = self.model.model.embed_tokens(ids).to(self.dtype)
+        return blocks(x, *self.model.rope(positions), cache.layers)
 
     @torch.inference_mode()
     def features(self, prompt: Sequence[int]) -> Tensor:

@@ -57,6 +57,8 @@ class Shortcut:
         self._inputs: list[int | list[_Size]] = []
         self._tensors: Callable[[Sequence[Any]], Sequence[Any]] = tuple  # those of the inputs
         self._sizes: list[tuple[int, list[_Size]]] = []  # the others, and their places
+        self._sized: list[tuple[int, bool]] = []  # the arguments asked, for strides if True
+        self._latest: tuple[list[Any], list[tuple[int, int]]] = ([], [])  # and what they gave
         self._outputs: list[int] = []
         self._single = True
         self._learnable = True
@@ -69,16 +71,29 @@ class Shortcut:
         if self._code is None:
             return self._watched(args) if self._learnable else self._the_long_way(args)
         inputs = list(self._tensors(args))
-        for place, sizes in self._sizes:
-            number = sizes[0].of(args)
-            for other in sizes[1:]:
-                if other.of(args) != number:
-                    return self._watched(args)
+        shapes, numbers = self._latest
+        now = [args[n].stride() if strides else args[n].shape for n, strides in self._sized]
+        if now != shapes:  # to ask for every size in every call takes longer than some code
+            found = self._numbers(args)
+            if found is None:
+                return self._watched(args)
+            self._latest, numbers = (now, found), found
+        for place, number in numbers:
             inputs.insert(place, number)
         outputs = self._code(inputs)
         if self._single:
             return outputs[self._outputs[0]]
         return tuple(outputs[place] for place in self._outputs)
+
+    def _numbers(self, args: Sequence[Any]) -> list[tuple[int, int]] | None:
+        """The inputs that are sizes, with their places; None where candidates differ."""
+        numbers = []
+        for place, sizes in self._sizes:
+            found = {size.of(args) for size in sizes}
+            if len(found) > 1:
+                return None
+            numbers.append((place, found.pop()))
+        return numbers
 
     def _take(self, inputs: list[int | list[_Size]]) -> None:
         self._inputs = inputs
@@ -86,6 +101,8 @@ class Shortcut:
         # for a single place `itemgetter` gives no tuple
         self._tensors = itemgetter(*places) if len(places) > 1 else lambda args: [args[places[0]]]
         self._sizes = [(n, source) for n, source in enumerate(inputs) if isinstance(source, list)]
+        asked = {(size.argument, size.stride) for _, sizes in self._sizes for size in sizes}
+        self._sized, self._latest = sorted(asked), ([], [])
 
     def _the_long_way(self, args: Sequence[Any]) -> Any:
         if self._run is None:
