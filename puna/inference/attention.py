@@ -59,14 +59,14 @@ def attend_one(
 
     Args:
         keys: (pages, g, d, page_size), any data type.
-        values: (pages, g, page_size, d).
+        values: (pages, g, parts, page_size, d / parts).
         key_scale, value_scale: (pages, g, page_size), what the integers of an int8 cache are
             multiplied with.
         table_bn: the pages of each row.
         lengths_b: how many of their positions the row may see.
     """
     batch, heads, _, dim = queries_bh1d.shape
-    groups, page_size = values.shape[1:3]
+    groups, _, page_size = values.shape[1:4]
 
     def of_rows(store: Tensor) -> Tensor:  # (pages, ...) -> (b, n, ...)
         return store.index_select(0, table_bn.flatten()).unflatten(0, table_bn.shape).float()
@@ -83,7 +83,7 @@ def attend_one(
     weights = shown.flatten(3).softmax(-1).view(shown.shape)  # (b, g, h/g, n, p)
     if value_scale is not None:
         weights = weights * of_rows(value_scale).transpose(1, 2)[:, :, None]
-    by_head = fusion_barrier(weights)[..., None].unbind(2)
-    pages = of_rows(values).transpose(1, 2)
-    mixed = torch.stack([(weight * pages).sum((2, 3)) for weight in by_head], 2)
+    by_head = fusion_barrier(weights)[..., None, :, None].unbind(2)
+    pages = of_rows(values).transpose(1, 2)  # (b, g, n, parts, p, d / parts)
+    mixed = torch.stack([(weight * pages).sum((2, 4)) for weight in by_head], 2)
     return mixed.to(queries_bh1d.dtype).view(batch, heads, 1, dim)

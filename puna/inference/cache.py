@@ -13,6 +13,7 @@ from puna.inference.pages import SCRATCH
 from puna.model import LlamaConfig, additive
 
 INT8_STEPS = 127
+_LINE = 64  # bytes that a CPU fetches together
 AttendOne = Callable[..., Tensor]
 
 
@@ -25,7 +26,8 @@ class PagedLayer:
     number of several positions. As all four a tensor of its own: compiled code writes into whole
     tensors in place, but copies one it knows only as part of another."""
     values: Tensor
-    """(pages, kv_heads, page_size, head_dim)."""
+    """(pages, kv_heads, parts, page_size, head_dim / parts): on CPU a part is what is fetched at
+    once, so that `attend_one`, which sums one part over all positions, reads on and on."""
     key_scale: Tensor | None
     """(pages, kv_heads, page_size) with an int8 store: what its integers are multiplied with."""
     value_scale: Tensor | None
@@ -39,7 +41,8 @@ class PagedLayer:
             keys, self.key_scale[view.pages, :, view.offsets] = _in_8_bits(keys)
             values, self.value_scale[view.pages, :, view.offsets] = _in_8_bits(values)
         self.keys[view.pages, :, :, view.offsets] = keys.to(self.keys.dtype)
-        self.values[view.pages, :, view.offsets] = values.to(self.values.dtype)
+        parted = values.unflatten(-1, (self.values.shape[2], -1))
+        self.values[view.pages, :, :, view.offsets] = parted.to(self.values.dtype)
         if view.attend_one is not None and view.table is not None:
             inside = torch.compiler.is_compiling()  # already: no compiled function within another
             one = attend_one if inside else view.attend_one
@@ -54,8 +57,8 @@ class PagedLayer:
             )
         if view.table is not None:
             dtype = keys_bgtd.dtype
-            keys_bgtd = self._read(self.keys, self.key_scale, dtype, last=3).mT
-            values_bgtd = self._read(self.values, self.value_scale, dtype, last=2)
+            keys_bgtd = self._seen_keys(dtype)
+            values_bgtd = self._seen_values(dtype)
         return attend_many(queries_bhtd, keys_bgtd, values_bgtd, view.mask, view.before)
 
     @staticmethod
@@ -63,14 +66,19 @@ class PagedLayer:
         """New keys or values as (batch * time, g, d)."""
         return new_bgtd.transpose(1, 2).flatten(0, 1)
 
-    def _read(
-        self, store: Tensor, scales: Tensor | None, dtype: torch.dtype, *, last: int
-    ) -> Tensor:
-        """Each row's pages side by side along the positions, dimension ``last`` of ``store``."""
-        entries = self._pages(store).to(dtype)  # (batch, pages, g, ...)
-        if scales is not None:
-            entries = entries * self._pages(scales).unsqueeze(6 - last).to(dtype)
-        return entries.movedim(1, last).flatten(last, last + 1)
+    def _seen_keys(self, dtype: torch.dtype) -> Tensor:
+        """Keys of each row's pages, (b, g, s, d)."""
+        keys = self._pages(self.keys).to(dtype)  # (b, n, g, d, p)
+        if self.key_scale is not None:
+            keys = keys * self._pages(self.key_scale)[:, :, :, None].to(dtype)
+        return keys.movedim(1, 3).flatten(3, 4).mT
+
+    def _seen_values(self, dtype: torch.dtype) -> Tensor:
+        """Values likewise."""
+        values = self._pages(self.values).to(dtype)  # (b, n, g, parts, p, d / parts)
+        if self.value_scale is not None:
+            values = values * self._pages(self.value_scale)[:, :, :, None, :, None].to(dtype)
+        return values.permute(0, 2, 1, 4, 3, 5).flatten(4).flatten(2, 3)
 
     def _pages(self, store: Tensor) -> Tensor:
         table = self.view.table
@@ -136,8 +144,15 @@ class PagedStore:
             scaled = dtype == torch.int8
             return torch.ones(*pages, page_size, device=device) if scaled else None
 
+        line = _LINE // dtype.itemsize if device.type == "cpu" else head
+        parts = head // line if head % line == 0 else 1
         self._layers = [
-            (entries(head, page_size), entries(page_size, head), scales(), scales())
+            (
+                entries(head, page_size),
+                entries(parts, page_size, head // parts),
+                scales(),
+                scales(),
+            )
             for _ in range(config.n_layers)
         ]
 
