@@ -18,6 +18,7 @@ from puna.inference.rotation import spread
 from puna.inference.weights import Int8Rows, JoinedAttention
 from puna.model.linear import rms_norm
 from puna.model.llama import Trunk, swiglu
+from puna.model.rope import apply_rope
 
 
 def _stores(layer: PagedLayer) -> tuple[Tensor | None, ...]:
@@ -108,7 +109,6 @@ class _Parts(NamedTuple):
     """Weight of the first norm."""
     joined: Callable[[Tensor], Tensor]
     """Product for queries, keys and values."""
-    mix: Callable[..., Tensor]
     out: Callable[[Tensor], Tensor]
     turn: Tensor
     """Weight of the second norm."""
@@ -140,7 +140,6 @@ class Between:
         rounding = attention.o_proj.rounding if isinstance(attention.o_proj, Int8Rows) else None
         self._rounded = rounded = rounding is not None
         self.adapts = not rounded
-        self._split = attention.split
         self._norm = trunk.norm.weight
         self._parts = [self._parts_of(block) for block in trunk.layers]
 
@@ -157,6 +156,13 @@ class Between:
             stores, scale = rest[:_N_STORES], rest[_N_STORES:]
             parts = attention.split(whole(joined, *scale)[:, None])
             return ready(attention.mix(*parts, cos, sin, None, _layer(*stores)).flatten(0, 1))
+
+        def heads(joined: Tensor, cos: Tensor, sin: Tensor, *scale: Tensor) -> tuple[Tensor, ...]:
+            parts = attention.split(whole(joined, *scale))
+            queries, keys, values = (
+                part.unflatten(-1, (-1, attention.head_dim)).contiguous() for part in parts
+            )
+            return apply_rope(queries, cos, sin), apply_rope(keys, cos, sin), values
 
         def turn(x: Tensor, out: Tensor, weight: Tensor, *scale: Tensor) -> tuple[Tensor, ...]:
             x = x + whole(out, *scale)
@@ -175,7 +181,7 @@ class Between:
         rows = [0] if several else []
         step = partial(Step, facts=facts, chunk=CHUNK_OF_ROWS if several else CHUNK)
         self._ready = step("ready", function=ready, varying={0: rows})
-        self._whole = step("whole", function=whole, varying={0: rows, 1: rows})
+        self._heads = step("heads", function=heads, varying=dict.fromkeys((0, 1, 2, 3), rows))
         self._enter = step("enter", function=enter, varying={0: rows})
         by_row = dict.fromkeys((0, 1, 2, 7, 8, 10, 11), rows)
         self._mix = step("mix", function=mix, varying={**_CACHE, **by_row, 9: [*rows, 1]})
@@ -199,7 +205,6 @@ class Between:
         return _Parts(
             block.input_layernorm.weight,
             product(attention.qkv_proj),
-            attention.mix,
             product(attention.o_proj),
             block.post_attention_layernorm.weight,
             product(mlp.gate_up_proj),
@@ -213,6 +218,7 @@ class Between:
         """Final hidden states."""
         x = x_btd.flatten(0, 1)
         shape = x_btd.shape
+        angles = [each.view(len(x), 1, -1) for each in (cos, sin)]  # of each token
         rows, *scale = self._enter(x, self._parts[0].enter)
         following = [*(part.enter for part in self._parts[1:]), None]
         for part, layer, norm in zip(self._parts, layers, following, strict=True):
@@ -220,10 +226,9 @@ class Between:
             if layer.view.attend_one is not None:
                 rows, *scale = self._mix(joined, cos, sin, *_stores(layer), *scale)
             else:
-                if self._rounded:
-                    joined = self._whole(joined, *scale)
-                heads = self._split(joined.unflatten(0, shape[:-1]))
-                rows = part.mix(*heads, cos, sin, None, layer).flatten(0, 1)
+                heads = self._heads(joined, *angles, *scale)
+                by_row = (each.unflatten(0, shape[:-1]).transpose(1, 2) for each in heads)
+                rows = layer.attend(*by_row).transpose(1, 2).flatten(2).flatten(0, 1)
                 if self._rounded:
                     rows, *scale = self._ready(rows)
             x, rows, *scale = self._turn(x, part.out(rows), part.turn, *scale)

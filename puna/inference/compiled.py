@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from puna.inference.attention import attend_one
-from puna.inference.integers import scaled_rows
 from puna.inference.kept_code import CodeShelf
 from puna.inference.shortcut import Shortcut
 from puna.inference.weights import Int8Rows
@@ -101,7 +100,11 @@ class CompiledHead(nn.Module):
             return functional_call(head, dict(zip(state, tensors, strict=True)), (x,))
 
         self._step = Step("head", repr(head), call)
-        self._scaled = Step("scaled", "", scaled_rows, {0: [0], 1: [0]})
+
+        def scaled(product: Tensor, scale: Tensor) -> Tensor:
+            return product.float() * scale  # which tokens are chosen by anyway
+
+        self._scaled = Step("scaled", "", scaled, {0: [0], 1: [0]})
 
     def forward(self, x: Tensor) -> Tensor:
         several = x.numel() > x.shape[-1]
