@@ -11,8 +11,8 @@ once for two answers counts twice. TRL runs with its defaults in bf16; in fp32 w
 checkpointing, which suits it better there. Puna's reference is computed once before the first step,
 TRL's in each step, as each does by default; ``with_reference`` is Puna's speed with that pass
 added, as in a run of a single epoch. In bf16 TRL computes activations again in all blocks and Puna
-in every second one, which takes half of TRL's memory; in fp32 both keep them. ``--recompute`` and
-``--recompute-every`` say otherwise.
+in every second one, on a GPU in all, which takes less than half of TRL's memory; in fp32 both keep
+them. ``--recompute`` and ``--recompute-every`` say otherwise.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def run_puna(folder: Path, precision: str, recompute: str, every: int) -> None:
             "learning_rate": tuning.LEARNING_RATE,
             "precision": precision,
             "recompute": recompute,
-            "recompute_every": 1 if recompute == "none" else every,
+            "recompute_every": 1 if recompute == "none" else every,  # else it is refused
             "compile": tuning.on_gpu(),
             "log_every": STEPS,
             "checkpoint_every": STEPS,
@@ -148,11 +148,11 @@ def run_trl(folder: Path, precision: str) -> None:
 
 
 def compare(
-    folder: Path, shape: str, vocab_size: int, precision: str, recompute: list[str], repeats: int
+    folder: Path, shape: str, vocab_size: int, precision: str, flags: list[str], repeats: int
 ) -> tuple[dict[str, Any], list[Claim]]:
     """Both sides' figures, and what must hold of them."""
     n_params = tuning.build_folder(folder, vocab_size, shape)
-    common = ["--folder", str(folder), "--precision", precision, *recompute]
+    common = ["--folder", str(folder), "--precision", precision, *flags]
     sides = {side: [__file__, "--side", side, *common] for side in ("puna", "trl")}
     found: dict[str, Any] = dict(tuning.measure(sides, repeats))
     name = f"{shape}, vocabulary {vocab_size:,}, {precision}"
@@ -177,7 +177,8 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 128_256])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--recompute", choices=("none", "selective", "full"), help="Puna's side")
-    parser.add_argument("--recompute-every", type=int, default=2, help="every how many blocks")
+    every = 1 if tuning.on_gpu() else 2
+    parser.add_argument("--recompute-every", type=int, default=every, help="in which blocks")
     parser.add_argument("--quick", action="store_true", help="two steps in place of five")
     parser.add_argument("--json", type=Path, help="write all figures here")
     arguments = parser.parse_args()
@@ -195,14 +196,14 @@ def main() -> None:
     repeats = 2 if arguments.quick else 5
     for vocab_size, precision in itertools.product(arguments.vocabulary, arguments.precision):
         kind = arguments.recompute or ("selective" if precision == "bf16" else "none")
-        recompute = ["--recompute", kind, "--recompute-every", str(arguments.recompute_every)]
+        flags = ["--recompute", kind, "--recompute-every", str(arguments.recompute_every)]
         with tempfile.TemporaryDirectory() as scratch:
             figures, held = compare(
                 arguments.folder or Path(scratch), arguments.shape, vocab_size, precision,
-                recompute, repeats,
+                flags, repeats,
             )  # fmt: skip
         tuning.show(figures)
-        report["runs"].append(figures)
+        report["runs"].append(figures | {"puna_flags": flags})
         claims += held
     harness.finish(report, claims, arguments.json)
 

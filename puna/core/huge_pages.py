@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 _PAGE = 2**21  # of x86-64, and of ARM with base pages of 4 KiB
-_LINE = 64  # bytes: what a processor fetches, and the widest vector
+LINE = 64  # bytes: what a processor fetches at once, and the widest vector
 
 
 def move_to_huge_pages(modules: Sequence[nn.Module]) -> None:
@@ -34,7 +34,7 @@ def move_to_huge_pages(modules: Sequence[nn.Module]) -> None:
     places, end = [], 0
     for group in groups:
         places.append(end)
-        end += -(-group[0].nbytes // _LINE) * _LINE
+        end += -(-group[0].nbytes // LINE) * LINE
     arena = _arena(end)
     if arena is None:
         return

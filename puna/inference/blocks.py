@@ -3,8 +3,9 @@
 All layers share the compiled functions, with their tensors as arguments.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from puna.inference.attention import attend_one, fusion_barrier
 from puna.inference.cache import PagedLayer, PagedView
 from puna.inference.compiled import CHUNK, CHUNK_OF_ROWS, Step, compiles
 from puna.inference.integers import scaled_rows
+from puna.inference.packed import Product
 from puna.inference.rotation import spread
 from puna.inference.weights import Int8Rows, JoinedAttention
 from puna.model.linear import rms_norm
@@ -66,7 +68,7 @@ class OneRow:
         facts: see `Step`.
 
     Attributes:
-        adapts: whether what hooks do to products is done.
+        adapts: whether hooks on the products run.
     """
 
     adapts = False
@@ -94,7 +96,12 @@ class OneRow:
     def __call__(
         self, x_btd: Tensor, cos: Tensor, sin: Tensor, layers: Sequence[PagedLayer]
     ) -> Tensor:
-        """Final hidden states, in fp32: fewer conversions, less rounding."""
+        """Final hidden states (1, 1, dim), in fp32: fewer conversions, less rounding.
+
+        Args:
+            x_btd: embeddings (1, 1, dim).
+            cos, sin: of RoPE, (1, 1, 1, head_dim / 2).
+        """
         x, step = x_btd.float(), self._step
         for layer, tensors in zip(layers, self._tensors, strict=True):
             x = step(x, cos, sin, *_stores(layer), *tensors)
@@ -105,21 +112,24 @@ class OneRow:
 class _Parts(NamedTuple):
     """What `Between` asks of a block, found once: modules look their parts up by name."""
 
-    enter: Tensor
-    """Weight of the first norm."""
-    joined: Callable[[Tensor], Tensor]
-    """Product for queries, keys and values."""
-    out: Callable[[Tensor], Tensor]
-    turn: Tensor
-    """Weight of the second norm."""
-    gate_up: Callable[[Tensor], Tensor]
+    first_norm: Tensor
+    """Its weight (dim,), as those of the others."""
+    joined: Product
+    """For queries, keys and values."""
+    out: Product
+    """Of what the heads read, into the stream."""
+    second_norm: Tensor
+    gate_up: Product
     factor: tuple[Tensor, ...]
     """What `spread` needs before a product of rounded rows."""
-    down: Callable[[Tensor], Tensor]
+    down: Product
+    """Of what SwiGLU makes, into the stream."""
+    next_norm: Tensor | None
+    """The first norm of the block behind it, if there is one."""
 
 
 class Between:
-    """Blocks of which what runs between products is compiled, joined products given (see `fits`).
+    """Blocks with joined products (see `fits`): what runs between the products is compiled.
 
     What a product takes is "ready": one tensor, its rows; or two, where it takes rows rounded to 8
     bits, those and their scales, which its result still lacks.
@@ -141,7 +151,11 @@ class Between:
         self._rounded = rounded = rounding is not None
         self.adapts = not rounded
         self._norm = trunk.norm.weight
-        self._parts = [self._parts_of(block) for block in trunk.layers]
+        blocks = list(trunk.layers)
+        self._parts = [
+            self._parts_of(block, after)
+            for block, after in zip_longest(blocks, blocks[1:])  # None behind the last
+        ]
 
         def ready(x: Tensor) -> tuple[Tensor, ...]:
             return (x,) if rounding is None else rounding.apply(x)
@@ -195,11 +209,11 @@ class Between:
         first: Any = trunk.layers[0]
         return isinstance(first.self_attn, JoinedAttention)
 
-    def _parts_of(self, block: Any) -> _Parts:
+    def _parts_of(self, block: Any, after: Any) -> _Parts:
         attention, mlp = block.self_attn, block.mlp
 
-        def product(module: Any) -> Callable[[Tensor], Tensor]:
-            found: Callable[[Tensor], Tensor] = module.multiply if self._rounded else module
+        def product(module: Any) -> Product:
+            found: Product = module.multiply if self._rounded else module
             return found
 
         return _Parts(
@@ -210,31 +224,36 @@ class Between:
             product(mlp.gate_up_proj),
             (mlp.down_proj.factor,) if self._rounded else (),
             product(mlp.down_proj),
+            None if after is None else after.input_layernorm.weight,
         )
 
     def __call__(
         self, x_btd: Tensor, cos: Tensor, sin: Tensor, layers: Sequence[PagedLayer]
     ) -> Tensor:
-        """Final hidden states."""
-        x = x_btd.flatten(0, 1)
+        """Final hidden states (batch, time, dim).
+
+        Args:
+            x_btd: embeddings.
+            cos, sin: of RoPE, (batch, 1, time, head_dim / 2).
+        """
         shape = x_btd.shape
-        angles = [each.view(len(x), 1, -1) for each in (cos, sin)]  # of each token
-        rows, *scale = self._enter(x, self._parts[0].enter)
-        following = [*(part.enter for part in self._parts[1:]), None]
-        for part, layer, norm in zip(self._parts, layers, following, strict=True):
+        x = x_btd.flatten(0, 1)
+        rows, *scale = self._enter(x, self._parts[0].first_norm)
+        for part, layer in zip(self._parts, layers, strict=True):
             joined = part.joined(rows)
             if layer.view.attend_one is not None:
                 rows, *scale = self._mix(joined, cos, sin, *_stores(layer), *scale)
             else:
+                angles = (each.view(len(x), 1, -1) for each in (cos, sin))  # of each token
                 heads = self._heads(joined, *angles, *scale)
                 by_row = (each.unflatten(0, shape[:-1]).transpose(1, 2) for each in heads)
                 rows = layer.attend(*by_row).transpose(1, 2).flatten(2).flatten(0, 1)
                 if self._rounded:
                     rows, *scale = self._ready(rows)
-            x, rows, *scale = self._turn(x, part.out(rows), part.turn, *scale)
+            x, rows, *scale = self._turn(x, part.out(rows), part.second_norm, *scale)
             rows, *scale = self._activate(part.gate_up(rows), *scale, *part.factor)
             down = part.down(rows)
-            if norm is not None:
-                x, rows, *scale = self._turn(x, down, norm, *scale)
+            if part.next_norm is not None:
+                x, rows, *scale = self._turn(x, down, part.next_norm, *scale)
         hidden: Tensor = self._leave(x, down, self._norm, *scale)
         return hidden.view(shape)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from puna.core.huge_pages import LINE
 from puna.inference.attention import attend_many, attend_one
 from puna.inference.pages import SCRATCH
 from puna.model import LlamaConfig, additive
 
 INT8_STEPS = 127
-_LINE = 64  # bytes that a CPU fetches together
 AttendOne = Callable[..., Tensor]
 
 
@@ -74,7 +74,7 @@ class PagedLayer:
         return keys.movedim(1, 3).flatten(3, 4).mT
 
     def _seen_values(self, dtype: torch.dtype) -> Tensor:
-        """Values likewise."""
+        """Values of each row's pages, (b, g, s, d)."""
         values = self._pages(self.values).to(dtype)  # (b, n, g, parts, p, d / parts)
         if self.value_scale is not None:
             values = values * self._pages(self.value_scale)[:, :, :, None, :, None].to(dtype)
@@ -144,7 +144,7 @@ class PagedStore:
             scaled = dtype == torch.int8
             return torch.ones(*pages, page_size, device=device) if scaled else None
 
-        line = _LINE // dtype.itemsize if device.type == "cpu" else head
+        line = LINE // dtype.itemsize if device.type == "cpu" else head
         parts = head // line if head % line == 0 else 1
         self._layers = [
             (

@@ -27,7 +27,8 @@ _OPTIONS: dict[str, Any] = {
     # what the processor says of itself is believed: to try it out takes a third of a first start
     "cpp.vec_isa_ok": os.environ.get("TORCHINDUCTOR_VEC_ISA_OK", "1") == "1",
 }
-# the smallest loop that two threads share, in numbers: a smaller one is done before they have met
+# Numbers that a loop must have for each thread to be shared by them: else one is done before they
+# have met. Between products of several rows they are awake (docs/log.md).
 CHUNK, CHUNK_OF_ROWS = 2048, 512
 
 
@@ -40,7 +41,7 @@ class Step:
         function: of tensors, or None, to one or several; pure but for writes into its arguments.
         varying: for the number of an argument, if there is one, which of its sizes may change from
             call to call; at the first call they must be above 1.
-        chunk: numbers in the smallest loop that threads share.
+        chunk: numbers that a loop must have for each thread to be shared by them.
     """
 
     def __init__(
@@ -58,7 +59,8 @@ class Step:
 
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
-            shelf = CodeShelf(self._name, self._facts, args, self._varying)
+            facts = f"{self._facts} {self._chunk}"
+            shelf = CodeShelf(self._name, facts, args, self._varying)
             self._compiled = Shortcut(partial(self._compile, args), shelf)
         return self._compiled(*args)
 
@@ -102,7 +104,7 @@ class CompiledHead(nn.Module):
         self._step = Step("head", repr(head), call)
 
         def scaled(product: Tensor, scale: Tensor) -> Tensor:
-            return product.float() * scale  # which tokens are chosen by anyway
+            return product.float() * scale  # tokens are chosen in fp32 anyway
 
         self._scaled = Step("scaled", "", scaled, {0: [0], 1: [0]})
 

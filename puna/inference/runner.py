@@ -86,7 +86,7 @@ class Runner:
             self.head = CompiledHead(head)
             if OneRow.fits(trunk):
                 self._one = OneRow(trunk, facts)
-            elif Between.fits(trunk):
+            else:
                 self._one = Between(trunk, facts, several=False)
             if self._several and Between.fits(trunk):
                 self._more = Between(trunk, facts, several=True)
@@ -118,6 +118,7 @@ class Runner:
         blocks = self._one if counts == [1] else self._more
         if blocks is None or (self.adapters.in_use and not blocks.adapts):
             return self.model.hidden(ids, positions_bt=positions, cache=cache)
+        # that positions fit the context was checked where the request came in
         x = self.model.model.embed_tokens(ids).to(self.dtype)
         return blocks(x, *self.model.rope(positions), cache.layers)
 

@@ -57,8 +57,10 @@ class Shortcut:
         self._inputs: list[int | list[_Size]] = []
         self._tensors: Callable[[Sequence[Any]], Sequence[Any]] = tuple  # those of the inputs
         self._sizes: list[tuple[int, list[_Size]]] = []  # the others, and their places
-        self._sized: list[tuple[int, bool]] = []  # the arguments asked, for strides if True
-        self._latest: tuple[list[Any], list[tuple[int, int]]] = ([], [])  # and what they gave
+        # the arguments whose shapes, or strides where True, tell the sizes; the latest of them, and
+        # the places and sizes they told: equal ones tell the same
+        self._sized: list[tuple[int, bool]] = []
+        self._latest: tuple[list[Any], list[tuple[int, int]]] = ([], [])
         self._outputs: list[int] = []
         self._single = True
         self._learnable = True

@@ -23,7 +23,7 @@ FIELDS = {
 }
 
 
-def _written(
+def _attended(
     store: PagedStore, heads: Sequence[Tensor], starts: list[int], counts: list[int]
 ) -> Tensor:
     _, cache = store.batch(PAGES, starts, counts, heads[0].dtype)
@@ -54,15 +54,24 @@ def test_attention_over_pages_is_attention_over_all_that_was_written(
         return torch.randn(2, heads, time, head_dim, generator=generator).to(activations)
 
     prompts = [drawn(heads, longest) for heads in (4, 2, 2)]
-    _written(store, prompts, [0, 0], list(LENGTHS))
-    new = [drawn(heads, 1) for heads in (4, 2, 2)]
-    mixed = _written(store, new, list(LENGTHS), [1, 1])
-    assert mixed.shape == new[0].shape
-    for row, length in enumerate(LENGTHS):
-        keys, values = (
-            torch.cat((prompts[part][row, :, :length], new[part][row]), 1)[None].float()
-            for part in (1, 2)
-        )
-        everything = torch.ones(1, 1, 1, length + 1, dtype=torch.bool)
-        expected = grouped_attention(new[0][row][None].float(), keys, values, everything)
-        torch.testing.assert_close(mixed[row].float(), expected[0], atol=tolerance, rtol=tolerance)
+    written = [[part[row, :, :0] for part in prompts] for row in range(2)]
+
+    def go_on(new: list[Tensor], counts: list[int]) -> None:
+        starts = [row[1].shape[1] for row in written]
+        mixed = _attended(store, new, starts, counts)
+        for row, count in enumerate(counts):
+            queries, *stored_heads = (part[row, :, :count] for part in new)
+            written[row][1:] = [
+                torch.cat((former, late), 1)
+                for former, late in zip(written[row][1:], stored_heads, strict=True)
+            ]
+            keys, values = (part[None].float() for part in written[row][1:])
+            seen = torch.ones(count, starts[row] + count, dtype=torch.bool).tril(starts[row])
+            expected = grouped_attention(queries[None].float(), keys, values, seen[None, None])
+            found = mixed[row, :, :count].float()
+            torch.testing.assert_close(found, expected[0], atol=tolerance, rtol=tolerance)
+
+    go_on(prompts, list(LENGTHS))
+    go_on([drawn(heads, 1) for heads in (4, 2, 2)], [1, 1])
+    go_on([drawn(heads, 3) for heads in (4, 2, 2)], [3, 2])
+    go_on([drawn(heads, 1) for heads in (4, 2, 2)], [1, 1])

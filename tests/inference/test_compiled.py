@@ -54,6 +54,32 @@ def test_compiled_text_equals_the_plain_one_for_all_numbers_of_rows_and_position
                 assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
 
 
+# heads of several lines of a CPU's cache, whose values lie in parts
+@pytest.mark.parametrize(("cache_weights", "tolerance"), [("auto", 1e-4), ("int8", 2e-2)])
+def test_compiled_text_equals_the_plain_one_where_values_lie_in_parts(
+    tokenizer: Tokenizer, cache_weights: str, tolerance: float
+) -> None:
+    fields = {"dim": 256, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 64}
+    size = {"vocab_size": tokenizer.vocab_size, "context": 256}
+    wide = Llama(LlamaConfig.parse(fields | size, where="test"))
+    wide.init_weights(seed=6)
+    with torch.no_grad():
+        for parameter in wide.parameters():
+            parameter.mul_(4)  # so that attention counts
+    shared = {"cache_tokens": 512, "cache_weights": cache_weights, "weights": "fp32"}
+    plain = Engine(wide, tokenizer, EngineConfig.parse(shared, where="test"))
+    compiled = Engine(wide, tokenizer, EngineConfig.parse(shared | {"compile": True}, where="test"))
+    sampling = Sampling(max_new_tokens=6, logprobs=0, logit_bias={7: 1000.0})
+    for rows in (1, 3):
+        prompts = [[1 + (row * 7 + n) % 250 for n in range(40 + row)] for row in range(rows)]
+        requests = [Request(prompt, sampling) for prompt in prompts]
+        for ours, theirs in zip(
+            generate(compiled, requests), generate(plain, requests), strict=True
+        ):
+            for one, other in zip(ours.logprobs, theirs.logprobs, strict=True):
+                assert one.logprob == pytest.approx(other.logprob, abs=tolerance)
+
+
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4", "w8a8"])
 def test_compiled_log_probabilities_are_the_plain_ones_in_every_format_of_weights(
     model: Llama, tokenizer: Tokenizer, weights: str
