@@ -24,6 +24,8 @@ from puna.core.errors import PunaError, UsageError
 
 _HOST = "127.0.0.1"
 _FOREVER = timedelta(days=3650)  # members wait for the next order, however long that takes
+# The leader waits for nobody so long that lives: gloo does not always tell it that one has ended.
+_ANSWER = timedelta(minutes=1)
 _MEETING = timedelta(minutes=5)
 _LOOK_S = 0.2
 _END_S = 10.0
@@ -118,12 +120,13 @@ class Team:
         if torch.cuda.is_available():
             backend = "cpu:gloo,cuda:nccl"
             torch.cuda.set_device(self.place)
+        lead_by_gloo = self.place == 0 and backend == "gloo"  # `_lose` ends what waits over NCCL
         with _loopback():
             dist.init_process_group(
                 backend, store=dist.PrefixStore("team", self._store), rank=self.place,
                 world_size=self.size, timeout=_MEETING,
             )  # fmt: skip
-            self._group = dist.new_group(timeout=_FOREVER)
+            self._group = dist.new_group(timeout=_ANSWER if lead_by_gloo else _FOREVER)
 
     def listens(self) -> None:
         """All members wait for orders from here on."""

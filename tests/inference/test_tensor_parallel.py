@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -119,6 +120,23 @@ def test_a_member_that_ends_ends_the_engine_in_words(shared: Engine) -> None:
     assert shared.lost
     with pytest.raises(PunaError, match=r"start again"):
         shared.embed([[1, 2]])
+
+
+def test_a_member_that_answers_no_more_ends_the_engine_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("puna.parallel.team._ANSWER", timedelta(seconds=3))
+    engine = _engine(folder, tensor_parallel=2)
+    (member,) = _members()
+    member.suspend()
+    try:
+        engine.submit(Request(list(PROMPTS[0]), Sampling(max_new_tokens=2)))
+        (failed,) = [delta for _, delta in engine.step()]
+        assert failed.error is not None
+        assert "start again" in engine.lost
+    finally:
+        member.kill()
+        engine.close()
 
 
 def test_members_end_with_their_leader(folder: Path) -> None:
