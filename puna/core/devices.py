@@ -32,7 +32,7 @@ def fast_bf16(device_type: str) -> bool:
     """Whether bf16 matrix products have hardware of their own here."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = _cpu_flags()
+    flags = cpu_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags or platform.machine() == "arm64"
 
 
@@ -44,7 +44,7 @@ def fast_dtype(device_type: str) -> torch.dtype:
 @cache
 def fast_int8() -> bool:
     """Whether the CPU sums products of 8-bit integers in hardware (VNNI)."""
-    return not _cpu_flags().isdisjoint(("avx512_vnni", "avx_vnni"))
+    return not cpu_flags().isdisjoint(("avx512_vnni", "avx_vnni"))
 
 
 def keep_freed_memory() -> None:
@@ -83,7 +83,8 @@ def in_own_thread(function: Callable[[], Result]) -> Result:
     return result
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """Instructions that the processor says it has, as Linux names them; none elsewhere."""
     try:
         with open("/proc/cpuinfo") as handle:
             lines = [line for line in handle if line.startswith(("flags", "Features"))]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from puna.core.devices import fast_int8
+from puna.inference import vnni
 from puna.inference.fbgemm import fbgemm_packs, has_fbgemm
 
 
@@ -67,6 +68,29 @@ class Kernel(ABC):
     @abstractmethod
     def __call__(self, rows_ni: Tensor) -> Tensor:
         """Products (n, o) of rounded rows; their scales are still missing."""
+
+
+class _Panels(Kernel):
+    """That of torch's compiler, with VNNI, see `vnni`."""
+
+    rounding = Rounding(127, 128, torch.uint8)
+
+    def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
+        multiply = vnni.multiply(result, compiles=True)
+        assert multiply is not None, "`integer_kernel` found it"
+        self._multiply, self._result = multiply, result
+        self._panels, self._shape = vnni.panels(weight_oi), weight_oi.shape
+        self._zeros = weight_oi.sum(1, dtype=torch.int32) * self.rounding.zero
+        self._scale = scale_o
+
+    def __call__(self, rows_ni: Tensor) -> Tensor:
+        n, (outputs, inputs) = len(rows_ni), self._shape
+        products = torch.empty(n, outputs, dtype=self._result)
+        self._multiply(
+            rows_ni.contiguous(), self._panels, self._zeros, self._scale, products,
+            n, outputs, inputs, torch.get_num_threads(),
+        )  # fmt: skip
+        return products
 
 
 class _Vnni(Kernel):
@@ -138,9 +162,26 @@ def fast_pairs() -> bool:
     return has_fbgemm(*needed) and hasattr(torch, "_make_per_channel_quantized_tensor")
 
 
-def integer_kernel() -> type[Kernel]:
-    """The fastest kernel here."""
-    return _Vnni if fast_int8() else _Pairs if fast_pairs() else _Widened
+def fast_panels(result: torch.dtype, *, compiles: bool) -> bool:
+    """Whether the kernel of torch's compiler is here, see `vnni.multiply`."""
+    return vnni.multiply(result, compiles=compiles) is not None
+
+
+def integer_kernel(
+    shape: torch.Size, result: torch.dtype, *, compiles: bool = False
+) -> type[Kernel]:
+    """The fastest kernel here.
+
+    Args:
+        shape: of the weights (outputs, inputs).
+        result: data type of the products.
+        compiles: whether it may take seconds to compile one.
+    """
+    if not fast_int8():
+        return _Pairs if fast_pairs() else _Widened
+    if vnni.fits(*shape) and fast_panels(result, compiles=compiles):
+        return _Panels
+    return _Vnni
 
 
 def scaled_rows(product_no: Tensor, scale_n1: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from puna.core.errors import UsageError
-from puna.core.files import new_folder, sha256_value, write_json, write_text
+from puna.core.files import new_folder, sha256_value, write_bytes, write_json, write_text
 from puna.core.wheels import cache_folder
 
 _CODE, _RULE = "code.py", "rule.json"
@@ -98,6 +98,30 @@ class CodeShelf:
                 shutil.copyfile(str(library.__file__), building / f"{name}.so")
             write_text(building / _CODE, text)
             write_json(building / _RULE, rule)
+
+
+def kept_kernel(name: str, make: Callable[[], ModuleType] | None) -> Callable[..., Any] | None:
+    """The function of a shared library that was kept as ``name``, or is made and kept now.
+
+    Args:
+        make: loads a library that Inductor made; None makes none.
+
+    None where there is none and none can be made.
+    """
+    path = _shelves() / f"{name}.so"
+    try:
+        return _kernel(path)
+    except Exception:  # noqa: BLE001  as for a `CodeShelf`
+        if make is None:
+            return None
+    try:
+        library = make()
+    except Exception:  # noqa: BLE001  no compiler, or another torch: there are other ways
+        return None
+    with suppress(OSError, UsageError):
+        write_bytes(path, Path(str(library.__file__)).read_bytes())
+    kernel: Callable[..., Any] = library.kernel
+    return kernel
 
 
 def _kind(arg: Any, varying: Sequence[int]) -> Any:

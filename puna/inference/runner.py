@@ -68,7 +68,11 @@ class Runner:
     def load(self, model: Llama) -> None:
         """Take over the weights of ``model``."""
         twin, head = ready_for_inference(
-            model, self.weights, packed_copy=self._packed_copy, head=self._head
+            model,
+            self.weights,
+            packed_copy=self._packed_copy,
+            head=self._head,
+            compiles=self._compiled,
         )
         # memory is ample, no weights are shared with training, and compiled code will read them
         if self._packed_copy and self._compiled:

@@ -94,15 +94,20 @@ class Int8(nn.Module):
 class Int8Rows(Int8):
     """A product of 8-bit weights with rows rounded to integers too.
 
+    Args:
+        weight_oi: to be rounded.
+        compiles: whether a kernel may be compiled for it.
+
     Attributes:
         rounding: of the rows that `multiply` takes.
         packed_bytes: of weights that are in the kernel alone. No compiled function can hold it.
     """
 
-    def __init__(self, weight_oi: Tensor) -> None:
-        kernel = integer_kernel()
+    def __init__(self, weight_oi: Tensor, *, compiles: bool = False) -> None:
+        result = activation_dtype("w8a8", "cpu")
+        kernel = integer_kernel(weight_oi.shape, result, compiles=compiles)
         super().__init__(weight_oi, kernel.scales(weight_oi))
-        self.multiply = kernel(self.weight, self.scale, activation_dtype("w8a8", "cpu"))
+        self.multiply = kernel(self.weight, self.scale, result)
         self.rounding = self.multiply.rounding
         self.packed_bytes = 0
         if self.multiply.keeps_weight:
@@ -124,9 +129,9 @@ class SpreadInt8Rows(Int8Rows):
 
     factor: Tensor
 
-    def __init__(self, weight_oi: Tensor) -> None:
+    def __init__(self, weight_oi: Tensor, *, compiles: bool = False) -> None:
         factor = spreading(weight_oi.shape[1]).to(weight_oi.device)
-        super().__init__(spread(weight_oi.float(), factor))
+        super().__init__(spread(weight_oi.float(), factor), compiles=compiles)
         self.register_buffer("factor", factor)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,11 +165,11 @@ class Int4(nn.Module):
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def _layer(weight_oi: Tensor, weights: Weights) -> nn.Module:
+def _layer(weight_oi: Tensor, weights: Weights, *, compiles: bool) -> nn.Module:
     if weights == "int8":
         return Int8(weight_oi)
     if weights == "w8a8":
-        return Int8Rows(weight_oi)
+        return Int8Rows(weight_oi, compiles=compiles)
     if weights == "int4":
         return Int4(weight_oi)
     return Dense(weight_oi)
@@ -212,7 +217,12 @@ class JoinedFeedForward(FeedForward):
 
 
 def ready_for_inference(
-    model: Llama, weights: Weights, *, packed_copy: bool, head: Tensor | None = None
+    model: Llama,
+    weights: Weights,
+    *,
+    packed_copy: bool,
+    head: Tensor | None = None,
+    compiles: bool = False,
 ) -> tuple[Llama, nn.Module]:
     """A twin of ``model`` with weights in the format asked, and its head.
 
@@ -222,6 +232,7 @@ def ready_for_inference(
     Args:
         packed_copy: whether dense weights are kept a second time, see `Dense`.
         head: weights (rows, dim) to make the head of in place of the model's own.
+        compiles: whether a kernel may be compiled for products of integers.
 
     The twin of w8a8 is `rotated`: its hidden states are in another basis.
 
@@ -248,7 +259,7 @@ def ready_for_inference(
     def layer(*names: str) -> nn.Module:
         parts = [own[f"{name}.weight"].detach() for name in names]
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return _layer(joined, weights)
+        return _layer(joined, weights, compiles=compiles)
 
     shared = dense and not packed_copy
     block: Any
@@ -266,12 +277,13 @@ def ready_for_inference(
             block.mlp = JoinedFeedForward(model.config, gate_up)
         block.self_attn.o_proj = layer(f"{attention}.o_proj")
         if weights == "w8a8":
-            block.mlp.down_proj = SpreadInt8Rows(own[f"{mlp}.down_proj.weight"].detach())
+            down = own[f"{mlp}.down_proj.weight"].detach()
+            block.mlp.down_proj = SpreadInt8Rows(down, compiles=compiles)
         else:
             block.mlp.down_proj = layer(f"{mlp}.down_proj")
     rows = (twin if dense else model).head_weight().detach() if head is None else head
     # a head of 4 bits would decide tokens too roughly
-    made = _layer(rows, "int8" if weights == "int4" else weights)
+    made = _layer(rows, "int8" if weights == "int4" else weights, compiles=compiles)
     twin.lm_head = None
     if packed_copy:
         products = [each for each in (*twin.modules(), made) if isinstance(each, Dense)]

@@ -7,7 +7,7 @@ import torch
 from tiny_engine import tiny_llama
 
 from puna.core.devices import fast_bf16, fast_int8
-from puna.inference import Engine, EngineConfig, Request, Sampling, generate, integers, packed
+from puna.inference import Engine, EngineConfig, Request, Sampling, generate, integers, packed, vnni
 from puna.inference.integers import fast_pairs
 from puna.inference.packed import fast_halves
 from puna.inference.runner import Runner
@@ -16,11 +16,13 @@ from puna.model import Llama
 from puna.tokenizer import Tokenizer
 
 Be = Callable[[str], None]
-# what products have hardware or a kernel: as Zen 4 and later, as Ice Lake, with AVX2 only, and as
-# processors for which FBGEMM is not made
+# what products have hardware or a kernel: as Zen 4 and later, as Sapphire Rapids, as Ice Lake, with
+# AVX2 only, and as processors for which FBGEMM is not made
 KINDS: dict[str, set[str]] = {
-    "bf16 and VNNI": {"bf16", "int8", "halves"},
-    "VNNI": {"int8", "halves"},
+    "bf16 and VNNI": {"bf16", "int8", "panels", "halves"},
+    "bf16, VNNI and AMX": {"bf16", "int8", "halves"},
+    "VNNI": {"int8", "panels", "halves"},
+    "VNNI, no compiler": {"int8", "halves"},
     "AVX2": {"pairs", "halves"},
     "none": set(),
 }
@@ -28,6 +30,7 @@ KINDS: dict[str, set[str]] = {
 HERE = {
     "bf16": fast_bf16("cpu"),
     "int8": fast_int8(),
+    "panels": vnni.multiply(torch.float32, compiles=True) is not None,
     "pairs": fast_pairs(),
     "halves": fast_halves(),
 }
@@ -41,6 +44,7 @@ def be(monkeypatch: pytest.MonkeyPatch) -> Be:
         has = {what: there and what in KINDS[kind] for what, there in HERE.items()}
         monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has["bf16"])
         monkeypatch.setattr(integers, "fast_int8", lambda: has["int8"])
+        monkeypatch.setattr(integers, "fast_panels", lambda *_, **__: has["panels"])
         monkeypatch.setattr(integers, "fast_pairs", lambda: has["pairs"])
         monkeypatch.setattr(packed, "fast_halves", lambda: has["halves"])
 
@@ -77,7 +81,9 @@ def test_every_format_says_what_the_model_says(
     exact = logprobs(model, tokenizer, weights="fp32")
     be(kind)
     ways: list[dict[str, object]] = [{}, {"packed_copy": True}]
-    if form == "w8a8" or (form == "bf16" and "bf16" not in KINDS[kind]):
+    if kind != "VNNI, no compiler" and (
+        form == "w8a8" or (form == "bf16" and "bf16" not in KINDS[kind])
+    ):
         ways.append({"compile": True})
     for more in ways:
         found = logprobs(model, tokenizer, weights=form, **more)
@@ -85,14 +91,19 @@ def test_every_format_says_what_the_model_says(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (33, 17), (1200, 40)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(64, 32), (33, 17), (1200, 40), (1200, 128), (576, 192)]
+)
 def test_integers_are_multiplied_to_the_same_numbers(
     be: Be, kind: str, inputs: int, outputs: int
 ) -> None:
     be(kind)
     torch.manual_seed(0)
-    kernel = integers.integer_kernel()
+    made = activation_dtype("w8a8", "cpu")
     weight = torch.randn(outputs, inputs)
+    kernel = integers.integer_kernel(weight.shape, made)
+    panels = HERE["panels"] and "panels" in KINDS[kind] and outputs % 64 == 0
+    assert (kernel is integers._Panels) is panels
     # sums of 16 bits overflow first where neighbours are large, and where both are rounded up
     weight[0], weight[1] = 1.0, -1.0
     weight[2, ::2], weight[2, 1::2] = 91.5, 89.5
@@ -101,7 +112,6 @@ def test_integers_are_multiplied_to_the_same_numbers(
     rows, _ = kernel.rounding.apply(torch.randn(5, inputs))
     steps, zero = kernel.rounding.steps, kernel.rounding.zero
     rows[0], rows[1] = zero + steps, zero - steps
-    made = activation_dtype("w8a8", "cpu")
     found = kernel(whole, scale, made)(rows)
     exact = (rows.double() - zero) @ whole.double().T * scale.double()
     assert found.dtype == made
