@@ -18,9 +18,9 @@ from puna.inference.request import Delta, QueueFull, Request, Stats
 
 HAND_OVER_S = 0.01
 """Longest that a step waits for readers of the one before."""
-PIECE_S = 0.0025
+PIECE_S = 0.004
 """Of several answers that grow, each is told of at most once in so many seconds times their number:
-400 pieces a second in all, which keeps sending cheap (docs/log.md)."""
+250 pieces a second in all, which keeps sending cheap (docs/log.md)."""
 STOPPED = "the engine has stopped: start the server again"
 
 
