@@ -100,11 +100,14 @@ class CodeShelf:
             write_json(building / _RULE, rule)
 
 
-def kept_kernel(name: str, make: Callable[[], ModuleType] | None) -> Callable[..., Any] | None:
-    """The function of a shared library that was kept as ``name``, or is made and kept now.
+def kept_kernel(
+    name: str, arguments: Sequence[str], text: Callable[[], str] | None
+) -> Callable[..., Any] | None:
+    """The function ``kernel`` of a shared library kept as ``name``, or compiled and kept now.
 
     Args:
-        make: loads a library that Inductor made; None makes none.
+        arguments: their types in C++; tensors are pointers.
+        text: makes the source; None compiles nothing.
 
     None where there is none and none can be made.
     """
@@ -112,16 +115,26 @@ def kept_kernel(name: str, make: Callable[[], ModuleType] | None) -> Callable[..
     try:
         return _kernel(path)
     except Exception:  # noqa: BLE001  as for a `CodeShelf`
-        if make is None:
+        if text is None:
             return None
     try:
-        library = make()
+        library = _compiled(arguments, text())
     except Exception:  # noqa: BLE001  no compiler, or another torch: there are other ways
         return None
     with suppress(OSError, UsageError):
         write_bytes(path, Path(str(library.__file__)).read_bytes())
     kernel: Callable[..., Any] = library.kernel
     return kernel
+
+
+def _compiled(arguments: Sequence[str], text: str) -> ModuleType:
+    from torch._inductor import config
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    with config.patch({"cpp.vec_isa_ok": True}):
+        kernel = CppPythonBindingsCodeCache.load_pybinding(list(arguments), text)
+    library: ModuleType = kernel.__self__
+    return library
 
 
 def _kind(arg: Any, varying: Sequence[int]) -> Any:

@@ -8,7 +8,7 @@ in the loop over panels of outputs that it leaves to its caller.
 
 from collections.abc import Callable
 from functools import cache, partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -81,19 +81,19 @@ def multiply(result: torch.dtype, *, compiles: bool) -> Multiply | None:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     name = _NAMES[result]
-    return kept_kernel(f"multiply-{result}", partial(_compiled, name) if compiles else None)
+    read = ["const uint8_t*", "const int8_t*", "const int32_t*", "const float*"]
+    arguments = [*read, f"{name}*", *["int64_t"] * 4]
+    return kept_kernel(f"multiply-{result}", arguments, partial(_text, name) if compiles else None)
 
 
-def _compiled(result: str) -> ModuleType:
+def _text(result: str) -> str:
     import torch._inductor.kernel.mm  # first, or what follows imports itself in a circle
-    from torch._inductor import config
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
     from torch._inductor.codegen.cpp_micro_gemm import CppMicroGemmAVX512VNNI
     from torch._inductor.codegen.cpp_utils import GemmBlocking
 
     integers = (torch.uint8, torch.int8, torch.int32, torch.int32)
     micro: Any = CppMicroGemmAVX512VNNI("multiply", *integers, GemmBlocking(6, PANEL, _FOUR))
-    text = f"""
+    return f"""
 #include <Python.h>
 #include <torch/csrc/inductor/cpp_prefix.h>
 #include <c10/util/Unroll.h>
@@ -103,9 +103,3 @@ constexpr int64_t PANEL = {PANEL}, ROWS = 24, WIDTH = 16, LENGTHY = 1'000'000'00
 {micro.codegen_define(SimpleNamespace(assert_function="CHECKED_BEFORE"))}
 {_LOOP}
 """
-    read = ["const uint8_t*", "const int8_t*", "const int32_t*", "const float*"]
-    arguments = [*read, f"{result}*", *["int64_t"] * 4]
-    with config.patch({"cpp.vec_isa_ok": True}):
-        kernel = CppPythonBindingsCodeCache.load_pybinding(arguments, text)
-    module: ModuleType = kernel.__self__
-    return module

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from puna.core.devices import fast_dtype
 from puna.core.errors import UsageError
 from puna.inference.attention import fusion_barrier
+from puna.inference.int4 import GROUP, PANEL, Int4
 from puna.inference.integers import full_scales, integer_kernel, scaled_rows
 from puna.inference.packed import Product, pack
 from puna.inference.rotation import rotated, spread, spreading
@@ -21,7 +22,6 @@ from puna.model.attention import Attention
 from puna.model.llama import FeedForward
 
 Weights = Literal["fp32", "bf16", "int8", "int4", "w8a8"]
-INT4_GROUP = 32
 # whether compiled code turns bytes into fp32 at the speed of memory: with AVX2 at a fifth of it
 _WIDENS_BYTES = torch.backends.cpu.get_cpu_capability() == "AVX512"
 PACKED_ROWS = 8  # with more rows a dense bf16 product beats the integer kernels
@@ -138,40 +138,13 @@ class SpreadInt8Rows(Int8Rows):
         return super().forward(spread(fusion_barrier(x).float(), self.factor)).to(x.dtype)
 
 
-class Int4(nn.Module):
-    """A product with 4-bit weights, a scale and a minimum for each group of inputs."""
-
-    packed: Tensor
-    scale_and_zero: Tensor
-
-    def __init__(self, weight_oi: Tensor) -> None:
-        super().__init__()
-        groups = weight_oi.float().unflatten(1, (-1, INT4_GROUP))
-        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale = ((high - low) / 15).clamp(min=1e-8)
-        steps = ((groups - low) / scale).round().clamp(0, 15).flatten(1).to(torch.int32)
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(steps.cpu(), 1)
-        pairs = torch.cat(
-            (scale, low + 8 * scale), -1
-        )  # the kernel takes (step - 8) * scale + zero
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale_and_zero", pairs.transpose(0, 1).contiguous().bfloat16())
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()  # with fp32 this kernel is ten times slower
-        out = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            rows, self.packed, INT4_GROUP, self.scale_and_zero
-        )
-        return out.view(*x.shape[:-1], -1).to(x.dtype)
-
-
 def _layer(weight_oi: Tensor, weights: Weights, *, compiles: bool) -> nn.Module:
     if weights == "int8":
         return Int8(weight_oi)
     if weights == "w8a8":
         return Int8Rows(weight_oi, compiles=compiles)
     if weights == "int4":
-        return Int4(weight_oi)
+        return Int4(weight_oi, compiles=compiles)
     return Dense(weight_oi)
 
 
@@ -304,8 +277,8 @@ def check_int4(config: LlamaConfig, device: torch.device) -> None:
         raise UsageError("int4 weights run on CPU only: use bf16 or int8 on this device")
     inputs = {config.dim, config.ffn_dim, config.n_heads * config.head_dim}
     outputs = inputs | {config.n_kv_heads * config.head_dim}
-    if any(size % INT4_GROUP for size in inputs) or any(size % 16 for size in outputs):
+    if any(size % GROUP for size in inputs) or any(size % PANEL for size in outputs):
         raise UsageError(
-            f"int4 weights need widths that are multiples of {INT4_GROUP}; this model has "
+            f"int4 weights need widths that are multiples of {GROUP}; this model has "
             f"{sorted(outputs)}: use int8"
         )

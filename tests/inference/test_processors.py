@@ -7,7 +7,17 @@ import torch
 from tiny_engine import tiny_llama
 
 from puna.core.devices import fast_bf16, fast_int8
-from puna.inference import Engine, EngineConfig, Request, Sampling, generate, integers, packed, vnni
+from puna.inference import (
+    Engine,
+    EngineConfig,
+    Request,
+    Sampling,
+    generate,
+    int4,
+    integers,
+    packed,
+    vnni,
+)
 from puna.inference.integers import fast_pairs
 from puna.inference.packed import fast_halves
 from puna.inference.runner import Runner
@@ -19,8 +29,8 @@ Be = Callable[[str], None]
 # what products have hardware or a kernel: as Zen 4 and later, as Sapphire Rapids, as Ice Lake, with
 # AVX2 only, and as processors for which FBGEMM is not made
 KINDS: dict[str, set[str]] = {
-    "bf16 and VNNI": {"bf16", "int8", "panels", "halves"},
-    "bf16, VNNI and AMX": {"bf16", "int8", "halves"},
+    "bf16 and VNNI": {"bf16", "int4", "int8", "panels", "halves"},
+    "bf16, VNNI and AMX": {"bf16", "int4", "int8", "halves"},
     "VNNI": {"int8", "panels", "halves"},
     "VNNI, no compiler": {"int8", "halves"},
     "AVX2": {"pairs", "halves"},
@@ -29,6 +39,7 @@ KINDS: dict[str, set[str]] = {
 # what this processor lacks cannot be played: kernels refuse, sums overflow
 HERE = {
     "bf16": fast_bf16("cpu"),
+    "int4": int4.multiply(compiles=True) is not None,
     "int8": fast_int8(),
     "panels": vnni.multiply(torch.float32, compiles=True) is not None,
     "pairs": fast_pairs(),
@@ -43,6 +54,8 @@ def be(monkeypatch: pytest.MonkeyPatch) -> Be:
     def patch(kind: str) -> None:
         has = {what: there and what in KINDS[kind] for what, there in HERE.items()}
         monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has["bf16"])
+        if not has["int4"]:
+            monkeypatch.setattr(int4, "multiply", lambda **_: None)
         monkeypatch.setattr(integers, "fast_int8", lambda: has["int8"])
         monkeypatch.setattr(integers, "fast_panels", lambda *_, **__: has["panels"])
         monkeypatch.setattr(integers, "fast_pairs", lambda: has["pairs"])
@@ -82,7 +95,9 @@ def test_every_format_says_what_the_model_says(
     be(kind)
     ways: list[dict[str, object]] = [{}, {"packed_copy": True}]
     if kind != "VNNI, no compiler" and (
-        form == "w8a8" or (form == "bf16" and "bf16" not in KINDS[kind])
+        form == "w8a8"
+        or (form == "bf16" and "bf16" not in KINDS[kind])
+        or (form == "int4" and kind == "VNNI")
     ):
         ways.append({"compile": True})
     for more in ways:
