@@ -93,6 +93,11 @@ def cpu_flags() -> set[str]:
     return set(lines[0].split()) if lines else set()
 
 
+def avx512(extension: str) -> bool:
+    """Whether torch uses AVX512 here and the processor has this extension of it."""
+    return extension in cpu_flags() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def peak_memory(device_type: str) -> int:
     """Most bytes held at once so far: by torch on a GPU, else by this process."""
     if device_type == "cuda":

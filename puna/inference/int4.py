@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from puna.core.devices import cpu_flags
+from puna.core.devices import avx512
 from puna.inference.kept_code import kept_kernel
 
 GROUP = 32
@@ -125,7 +125,7 @@ def multiply(*, compiles: bool) -> Callable[..., Any] | None:
     Args:
         compiles: whether it may be compiled, which takes seconds; else it is there once it was.
     """
-    if "avx512_bf16" not in cpu_flags() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not avx512("avx512_bf16"):
         return None
     return kept_kernel("int4", _ARGUMENTS, (lambda: _INCLUDES + _KERNEL) if compiles else None)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from puna.core.devices import cpu_flags
+from puna.core.devices import avx512, cpu_flags
 from puna.inference.kept_code import kept_kernel
 
 PANEL = 64  # outputs that are computed at a time, of as many rows as the registers hold
@@ -75,10 +75,7 @@ def multiply(result: torch.dtype, *, compiles: bool) -> Multiply | None:
         result: data type of the products, bf16 or fp32.
         compiles: whether it may be compiled, which takes seconds; else it is there once it was.
     """
-    flags = cpu_flags()
-    if "avx512_vnni" not in flags or "amx_int8" in flags:
-        return None
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not avx512("avx512_vnni") or "amx_int8" in cpu_flags():
         return None
     name = _NAMES[result]
     read = ["const uint8_t*", "const int8_t*", "const int32_t*", "const float*"]

@@ -5,10 +5,11 @@ import torch
 from gaps import longest_gap
 from torch import Tensor
 
+from puna.core.devices import avx512
 from puna.inference import int4
 from puna.inference.int4 import GROUP, PANEL, Int4
 
-HERE = int4.multiply(compiles=True) is not None
+HERE = avx512("avx512_bf16")
 only_where_used = pytest.mark.skipif(not HERE, reason="this processor has torch's kernel")
 
 

@@ -8,16 +8,11 @@ import torch
 from gaps import longest_gap
 from torch import Tensor
 
-from puna.core.devices import cpu_flags
+from puna.core.devices import avx512, cpu_flags
 from puna.inference import kept_code, vnni
 from puna.inference.integers import integer_kernel
 
-FLAGS = cpu_flags()
-USED_HERE = (
-    "avx512_vnni" in FLAGS
-    and "amx_int8" not in FLAGS
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
-)
+USED_HERE = avx512("avx512_vnni") and "amx_int8" not in cpu_flags()
 only_where_used = pytest.mark.skipif(not USED_HERE, reason="this processor has another kernel")
 
 
