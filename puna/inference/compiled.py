@@ -4,7 +4,6 @@ The checks cost as much as a tenth of a layer's time; so what may vary is marked
 must be as it was at the first call.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch.func import functional_call
 
 from puna.inference.attention import attend_one
 from puna.inference.kept_code import CodeShelf
+from puna.inference.kernels import VEC_ISA_OK
 from puna.inference.shortcut import Shortcut
 from puna.inference.weights import Int8Rows
 
@@ -24,8 +24,7 @@ _OPTIONS: dict[str, Any] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "size_asserts": False,
     "alignment_asserts": False,
-    # what the processor says of itself is believed: to try it out takes a third of a first start
-    "cpp.vec_isa_ok": os.environ.get("TORCHINDUCTOR_VEC_ISA_OK", "1") == "1",
+    "cpp.vec_isa_ok": VEC_ISA_OK,
 }
 # Numbers that a loop must have for each thread to be shared by them: else one is done before they
 # have met. Between products of several rows they are awake (docs/log.md).

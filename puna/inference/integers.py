@@ -76,7 +76,7 @@ class _Panels(Kernel):
     rounding = Rounding(127, 128, torch.uint8)
 
     def __init__(self, weight_oi: Tensor, scale_o: Tensor, result: torch.dtype) -> None:
-        multiply = vnni.multiply(result, compiles=True)
+        multiply = vnni.find(result, compiles=False)
         assert multiply is not None, "`integer_kernel` found it"
         self._multiply, self._result = multiply, result
         self._panels, self._shape = vnni.panels(weight_oi), weight_oi.shape
@@ -163,8 +163,8 @@ def fast_pairs() -> bool:
 
 
 def fast_panels(result: torch.dtype, *, compiles: bool) -> bool:
-    """Whether the kernel of torch's compiler is here, see `vnni.multiply`."""
-    return vnni.multiply(result, compiles=compiles) is not None
+    """Whether the kernel of torch's compiler is here, see `vnni.find`."""
+    return vnni.find(result, compiles=compiles) is not None
 
 
 def integer_kernel(

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from puna.core.errors import UsageError
+from puna.core.errors import PunaError, UsageError
 from puna.core.files import new_folder, sha256_value, write_bytes, write_json, write_text
 from puna.core.wheels import cache_folder
 
@@ -91,7 +91,7 @@ class CodeShelf:
         text = _OF_INDUCTOR.sub("", _KERNEL.sub("", source))
         if not kernels or _NEEDS_INDUCTOR.search(text):
             return
-        with suppress(OSError, UsageError), new_folder(self.folder) as building:
+        with suppress(OSError, PunaError), new_folder(self.folder) as building:
             for name, library in libraries.items():
                 if not isinstance(library, ModuleType):
                     raise UsageError(f"{name} is no kernel that could be copied")
@@ -100,41 +100,19 @@ class CodeShelf:
             write_json(building / _RULE, rule)
 
 
-def kept_kernel(
-    name: str, arguments: Sequence[str], text: Callable[[], str] | None
-) -> Callable[..., Any] | None:
-    """The function ``kernel`` of a shared library kept as ``name``, or compiled and kept now.
-
-    Args:
-        arguments: their types in C++; tensors are pointers.
-        text: makes the source; None compiles nothing.
-
-    None where there is none and none can be made.
-    """
+def kept_library(name: str) -> Callable[..., Any] | None:
+    """The function of a shared library that `keep_library` kept here before, if it still loads."""
     path = _shelves() / f"{name}.so"
     try:
-        return _kernel(path)
+        return _kernel(path) if path.exists() else None
     except Exception:  # noqa: BLE001  as for a `CodeShelf`
-        if text is None:
-            return None
-    try:
-        library = _compiled(arguments, text())
-    except Exception:  # noqa: BLE001  no compiler, or another torch: there are other ways
         return None
-    with suppress(OSError, UsageError):
-        write_bytes(path, Path(str(library.__file__)).read_bytes())
-    kernel: Callable[..., Any] = library.kernel
-    return kernel
 
 
-def _compiled(arguments: Sequence[str], text: str) -> ModuleType:
-    from torch._inductor import config
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
-
-    with config.patch({"cpp.vec_isa_ok": True}):
-        kernel = CppPythonBindingsCodeCache.load_pybinding(list(arguments), text)
-    library: ModuleType = kernel.__self__
-    return library
+def keep_library(name: str, library: Path) -> None:
+    """Keep a copy of a library that Inductor made, where there is a place for it."""
+    with suppress(OSError, PunaError):
+        write_bytes(_shelves() / f"{name}.so", library.read_bytes())
 
 
 def _kind(arg: Any, varying: Sequence[int]) -> Any:

@@ -15,18 +15,22 @@ import torch
 from torch import Tensor
 
 from puna.core.devices import avx512, cpu_flags
-from puna.inference.kept_code import kept_kernel
+from puna.inference.kernels import Kernel
 
 PANEL = 64  # outputs that are computed at a time, of as many rows as the registers hold
 _FOUR = 4  # products that one instruction sums
 # no sum of so many products of bytes leaves 32 bits
 _MOST_INPUTS = (2**31 - 1) // (255 * 128)
 _LOOP = """
+static_assert(at::vec::Vectorized<float>::size() == WIDTH);
+static_assert(at::vec::Vectorized<int32_t>::size() == WIDTH);
+// products that take milliseconds; reading a weight takes as long as to multiply it eight times
+constexpr int64_t LENGTHY = 1'000'000'000;
+
 extern "C" void kernel(const uint8_t* rows, const int8_t* panels, const int32_t* zeros,
                        const float* scales, RESULT* out, int64_t n, int64_t outputs,
                        int64_t inputs, int64_t threads) {
-    // a product that takes milliseconds lets other threads of Python run meanwhile
-    PyThreadState* state = n * outputs * inputs > LENGTHY ? PyEval_SaveThread() : nullptr;
+    Released released((n + 8) * outputs * inputs > LENGTHY);
     #pragma omp parallel for collapse(2) num_threads(threads)
     for (int64_t at = 0; at < outputs; at += PANEL)
         for (int64_t first = 0; first < n; first += ROWS) {
@@ -44,8 +48,6 @@ extern "C" void kernel(const uint8_t* rows, const int8_t* panels, const int32_t*
                     convert<RESULT>(made).store(out + (first + row) * outputs + at + each, WIDTH);
                 }
         }
-    if (state != nullptr)
-        PyEval_RestoreThread(state);
 }
 """
 _NAMES = {torch.bfloat16: "at::BFloat16", torch.float32: "float"}
@@ -66,10 +68,16 @@ def panels(weight_oi: Tensor) -> Tensor:
 
 
 @cache
-def multiply(result: torch.dtype, *, compiles: bool) -> Multiply | None:
+def _kernel(result: torch.dtype) -> Kernel:
+    read = ["const uint8_t*", "const int8_t*", "const int32_t*", "const float*"]
+    arguments = [*read, f"{_NAMES[result]}*", *["int64_t"] * 4]
+    return Kernel(f"multiply-{result}", arguments, partial(_text, _NAMES[result]))
+
+
+def find(result: torch.dtype, *, compiles: bool) -> Multiply | None:
     """The kernel; None where the processor, torch or a compiler for it is missing.
 
-    Processors with AMX have a faster one in oneDNN.
+    Processors with AMX are left to oneDNN, which has a kernel for that.
 
     Args:
         result: data type of the products, bf16 or fp32.
@@ -77,10 +85,7 @@ def multiply(result: torch.dtype, *, compiles: bool) -> Multiply | None:
     """
     if not avx512("avx512_vnni") or "amx_int8" in cpu_flags():
         return None
-    name = _NAMES[result]
-    read = ["const uint8_t*", "const int8_t*", "const int32_t*", "const float*"]
-    arguments = [*read, f"{name}*", *["int64_t"] * 4]
-    return kept_kernel(f"multiply-{result}", arguments, partial(_text, name) if compiles else None)
+    return _kernel(result).find(compiles=compiles)
 
 
 def _text(result: str) -> str:
@@ -91,12 +96,10 @@ def _text(result: str) -> str:
     integers = (torch.uint8, torch.int8, torch.int32, torch.int32)
     micro: Any = CppMicroGemmAVX512VNNI("multiply", *integers, GemmBlocking(6, PANEL, _FOUR))
     return f"""
-#include <Python.h>
-#include <torch/csrc/inductor/cpp_prefix.h>
 #include <c10/util/Unroll.h>
 #define CHECKED_BEFORE(...)
 #define RESULT {result}
-constexpr int64_t PANEL = {PANEL}, ROWS = 24, WIDTH = 16, LENGTHY = 1'000'000'000;
+constexpr int64_t PANEL = {PANEL}, ROWS = 24, WIDTH = 16;
 {micro.codegen_define(SimpleNamespace(assert_function="CHECKED_BEFORE"))}
 {_LOOP}
 """

@@ -205,7 +205,7 @@ def ready_for_inference(
     Args:
         packed_copy: whether dense weights are kept a second time, see `Dense`.
         head: weights (rows, dim) to make the head of in place of the model's own.
-        compiles: whether a kernel may be compiled for products of integers.
+        compiles: whether a kernel may be compiled for products with weights in integers.
 
     The twin of w8a8 is `rotated`: its hidden states are in another basis.
 

@@ -1,27 +1,26 @@
 """Whether a call lets other threads of Python run."""
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 
 def longest_gap(call: Callable[[], object]) -> float:
     """The longest time in which another thread stood still, as a share of what a call takes."""
-    began, ended, calls = threading.Event(), threading.Event(), 5
+    calls = 5
+    call()  # whatever it does only once
 
-    def work() -> None:
-        began.set()
+    def work() -> float:
+        start = time.perf_counter()
         for _ in range(calls):
             call()
-        ended.set()
+        return (time.perf_counter() - start) / calls
 
-    worker = threading.Thread(target=work)
-    worker.start()
-    began.wait()
-    start = last = time.perf_counter()
     gap = 0.0
-    while not ended.is_set():
-        now = time.perf_counter()
-        gap, last = max(gap, now - last), now
-    worker.join()
-    return gap * calls / (time.perf_counter() - start)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        last = time.perf_counter()
+        while not future.done():
+            now = time.perf_counter()
+            gap, last = max(gap, now - last), now
+        return gap / future.result()

@@ -1,6 +1,7 @@
 """Formats of weights on processors with and without bf16 and integer products."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -36,15 +37,21 @@ KINDS: dict[str, set[str]] = {
     "AVX2": {"pairs", "halves"},
     "none": set(),
 }
-# what this processor lacks cannot be played: kernels refuse, sums overflow
-HERE = {
-    "bf16": fast_bf16("cpu"),
-    "int4": int4.multiply(compiles=True) is not None,
-    "int8": fast_int8(),
-    "panels": vnni.multiply(torch.float32, compiles=True) is not None,
-    "pairs": fast_pairs(),
-    "halves": fast_halves(),
-}
+
+
+@cache
+def here() -> dict[str, bool]:
+    """What this processor lacks cannot be played: kernels refuse, sums overflow."""
+    return {
+        "bf16": fast_bf16("cpu"),
+        "int4": int4.has_kernel(compiles=True),
+        "int8": fast_int8(),
+        "panels": all(vnni.find(made, compiles=True) for made in (torch.float32, torch.bfloat16)),
+        "pairs": fast_pairs(),
+        "halves": fast_halves(),
+    }
+
+
 # twice what rounding the weights, and bf16 activations, move this model's log-probabilities by
 NEAR = {"bf16": 0.02, "int8": 0.02, "int4": 0.15, "w8a8": 0.05}
 
@@ -52,10 +59,10 @@ NEAR = {"bf16": 0.02, "int8": 0.02, "int4": 0.15, "w8a8": 0.05}
 @pytest.fixture
 def be(monkeypatch: pytest.MonkeyPatch) -> Be:
     def patch(kind: str) -> None:
-        has = {what: there and what in KINDS[kind] for what, there in HERE.items()}
+        has = {what: there and what in KINDS[kind] for what, there in here().items()}
         monkeypatch.setattr("puna.core.devices.fast_bf16", lambda _: has["bf16"])
         if not has["int4"]:
-            monkeypatch.setattr(int4, "multiply", lambda **_: None)
+            monkeypatch.setattr(int4, "has_kernel", lambda **_: False)
         monkeypatch.setattr(integers, "fast_int8", lambda: has["int8"])
         monkeypatch.setattr(integers, "fast_panels", lambda *_, **__: has["panels"])
         monkeypatch.setattr(integers, "fast_pairs", lambda: has["pairs"])
@@ -117,7 +124,7 @@ def test_integers_are_multiplied_to_the_same_numbers(
     made = activation_dtype("w8a8", "cpu")
     weight = torch.randn(outputs, inputs)
     kernel = integers.integer_kernel(weight.shape, made)
-    panels = HERE["panels"] and "panels" in KINDS[kind] and outputs % 64 == 0
+    panels = here()["panels"] and "panels" in KINDS[kind] and outputs % 64 == 0
     assert (kernel is integers._Panels) is panels
     # sums of 16 bits overflow first where neighbours are large, and where both are rounded up
     weight[0], weight[1] = 1.0, -1.0

@@ -1,7 +1,7 @@
 """Products of bytes by the micro-kernel of torch's compiler."""
 
-import shutil
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -9,26 +9,38 @@ from gaps import longest_gap
 from torch import Tensor
 
 from puna.core.devices import avx512, cpu_flags
-from puna.inference import kept_code, vnni
+from puna.inference import vnni
 from puna.inference.integers import integer_kernel
 
 USED_HERE = avx512("avx512_vnni") and "amx_int8" not in cpu_flags()
 only_where_used = pytest.mark.skipif(not USED_HERE, reason="this processor has another kernel")
 
 
-def product(rows_ni: Tensor, weight_oi: Tensor, result: torch.dtype = torch.float32) -> Tensor:
-    """By the kernel, with a scale of 1 and of 2 for the last output."""
-    multiply = vnni.multiply(result, compiles=True)
+def prepared(
+    rows_ni: Tensor, weight_oi: Tensor, result: torch.dtype, threads: int | None = None
+) -> tuple[Callable[[], None], Tensor]:
+    """A product by the kernel, with a scale of 1 and of 2 for the last output, and its result."""
+    multiply = vnni.find(result, compiles=True)
     assert multiply is not None
     n, (outputs, inputs) = len(rows_ni), weight_oi.shape
     scales = torch.ones(outputs)
     scales[-1] = 2.0
     zeros = weight_oi.sum(1, dtype=torch.int32) * 128
-    out = torch.full((n + 1, outputs), torch.nan, dtype=result)
-    sizes = (n, outputs, inputs, torch.get_num_threads())
-    multiply(rows_ni, vnni.panels(weight_oi), zeros, scales, out, *sizes)
-    assert out[n:].isnan().all()  # nothing is written behind the rows
-    return out[:n]
+    panels, out = vnni.panels(weight_oi), torch.full((n + 1, outputs), torch.nan, dtype=result)
+    sizes = (n, outputs, inputs, threads or torch.get_num_threads())
+    return partial(multiply, rows_ni, panels, zeros, scales, out, *sizes), out
+
+
+def product(
+    rows_ni: Tensor,
+    weight_oi: Tensor,
+    result: torch.dtype = torch.float32,
+    threads: int | None = None,
+) -> Tensor:
+    multiply, out = prepared(rows_ni, weight_oi, result, threads)
+    multiply()
+    assert out[-1].isnan().all()  # nothing is written behind the rows
+    return out[:-1]
 
 
 @only_where_used
@@ -67,40 +79,40 @@ def test_shapes_that_the_kernel_does_not_take_get_another() -> None:
 
 
 @only_where_used
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_work_and_change_nothing(threads: int) -> None:
+    rows = torch.randint(0, 256, (50, 576), dtype=torch.uint8)
+    weight = torch.randint(-127, 128, (1536, 576), dtype=torch.int8)
+    alone = product(rows, weight, threads=1)
+    for _ in range(20):
+        assert torch.equal(product(rows, weight, threads=threads), alone)
+
+
+@only_where_used
+def test_rows_that_are_strided_are_laid_one_behind_the_other() -> None:
+    weight = torch.randint(-127, 128, (64, 32), dtype=torch.int8)
+    kernel = integer_kernel(weight.shape, torch.float32, compiles=True)(
+        weight, torch.ones(64), torch.float32
+    )
+    rows = torch.randint(0, 256, (5, 64), dtype=torch.uint8)[:, ::2]
+    exact = (rows.long() - 128) @ weight.long().T
+    assert torch.equal(kernel(rows), exact.float())
+
+
+@only_where_used
+@pytest.mark.clock
 def test_a_long_product_lets_other_threads_run() -> None:
     rows = torch.zeros(512, 4096, dtype=torch.uint8)
     weight = torch.zeros(8192, 4096, dtype=torch.int8)
     # a product that kept Python to itself would be one gap
-    assert longest_gap(lambda: product(rows, weight)) < 0.5
+    assert longest_gap(prepared(rows, weight, torch.float32)[0]) < 0.5
 
 
-@only_where_used
-def test_the_kernel_is_compiled_once_and_found_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flags", [set(), {"avx2"}, {"avx512_vnni", "amx_int8"}])
+def test_processors_with_another_kernel_do_not_compile_this_one(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str]
 ) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    monkeypatch.setattr(kept_code, "_shelves", lambda: first)
-    find = vnni.multiply.__wrapped__
-    assert find(torch.float32, compiles=False) is None
-    assert find(torch.float32, compiles=True) is not None
-    assert [path.name for path in first.iterdir()] == ["multiply-torch.float32.so"]
-    shutil.copytree(first, second)  # Python loads no library twice from the same place
-    monkeypatch.setattr(kept_code, "_shelves", lambda: second)
-    monkeypatch.setattr(kept_code, "_compiled", _no_compiler)
-    assert find(torch.float32, compiles=False) is not None
-    assert find(torch.bfloat16, compiles=True) is None
-
-
-@only_where_used
-def test_a_damaged_kernel_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_code, "_shelves", lambda: tmp_path)
-    path = tmp_path / "multiply-torch.float32.so"
-    path.write_bytes(b"(")
-    find = vnni.multiply.__wrapped__
-    assert find(torch.float32, compiles=False) is None
-    assert find(torch.float32, compiles=True) is not None
-    assert path.stat().st_size > 1
-
-
-def _no_compiler(arguments: list[str], text: str) -> None:
-    raise FileNotFoundError("g++")
+    monkeypatch.setattr("puna.core.devices.cpu_flags", lambda: flags)
+    monkeypatch.setattr(vnni, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(vnni, "_kernel", None)
+    assert vnni.find(torch.float32, compiles=True) is None
