@@ -5,8 +5,9 @@ import gc
 import os
 import sys
 import traceback
+import warnings
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -28,7 +29,7 @@ from puna.cli import (
     tokenizers,
     tune,
 )
-from puna.core.errors import PunaError
+from puna.core.errors import PunaError, PunaWarning
 
 app = typer.Typer(
     help="Grow a Llama through its whole life, from raw text to a model you can talk to.",
@@ -80,6 +81,24 @@ def _say(message: str) -> None:
     print(f"puna: {' '.join(message.split())}", file=sys.stderr)
 
 
+_show_warning = warnings.showwarning
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Puna's own warnings in a line, others as Python shows them."""
+    if issubclass(category, PunaWarning):
+        _say(str(message))
+    else:
+        _show_warning(message, category, filename, lineno, file, line)
+
+
 def _processes() -> AbstractContextManager[object]:
     """Meet the other processes where torchrun started this command several times."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -108,6 +127,7 @@ def main() -> None:
     # at the end, where all of it goes anyway, not looking saves 0.4 s.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
+    warnings.showwarning = _warn
     if _TRAINS & {" ".join(arguments[:1]), " ".join(arguments[:2])}:
         _wait_asleep()
     try:

@@ -13,6 +13,10 @@ class UsageError(PunaError):
     exit_code = 2
 
 
+class PunaWarning(UserWarning):
+    """What goes on, but otherwise than asked. Commands say it in a line."""
+
+
 class ExtraMissing(UsageError):
     """An optional package is not installed; the message holds the line that installs it."""
 

@@ -1,10 +1,14 @@
 """How an engine is set up."""
 
-from typing import Literal
+import warnings
+from typing import Literal, Self
 
 from pydantic import Field
 
 from puna.core.config import Config
+from puna.core.errors import PunaWarning
+from puna.inference.kept_code import keeps_code
+from puna.inference.kernels import has_compiler
 
 
 class EngineConfig(Config):
@@ -43,3 +47,15 @@ class EngineConfig(Config):
     tensor_parallel: int = Field(default=1, ge=1, le=64)
     """Processes that share each product of the model; on GPUs one each. More than one is for
     engines that load their model themselves."""
+
+    def on(self, device_type: str) -> Self:
+        """These settings, without compilation where it is asked for and nothing can compile."""
+        if not self.compile or device_type != "cpu" or has_compiler() or keeps_code():
+            return self
+        warnings.warn(
+            "no C++ compiler is there (g++, or what CXX names), so decoding is not compiled, which "
+            "is slower: install one, as Debian's g++, or leave compilation out (--no-compile)",
+            PunaWarning,
+            stacklevel=2,
+        )
+        return self.model_copy(update={"compile": False})

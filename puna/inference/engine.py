@@ -73,7 +73,7 @@ class Engine:
         draft: Llama | None = None,
         shared: "Shared | None" = None,
     ) -> None:
-        self.config = config or EngineConfig()
+        self.config = (config or EngineConfig()).on(model.device.type)
         self.tokenizer = tokenizer
         self.context = model.config.context
         weights = _weights(self.config, model.dtype)

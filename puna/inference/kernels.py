@@ -1,6 +1,9 @@
 """Kernels in C++, compiled once by torch's compiler and kept beside its other code."""
 
 import os
+import shlex
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +11,7 @@ from types import ModuleType
 
 import torch
 
+from puna.core.errors import PunaWarning
 from puna.inference.kept_code import keep_library, kept_library
 
 # what the processor says of itself is believed: to try it out takes a third of a first start
@@ -26,6 +30,12 @@ struct Released {
     PyThreadState* state;
 };
 """
+
+
+def has_compiler() -> bool:
+    """Whether there is the C++ compiler that torch's takes: what CXX names, else the usual one."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(shlex.split(os.environ.get("CXX") or usual)[0]) is not None
 
 
 class Kernel:
@@ -63,7 +73,7 @@ class Kernel:
                 warnings.warn(
                     f"products take a slower way: the kernel {self.name} could not be compiled "
                     f"({reason})",
-                    RuntimeWarning,
+                    PunaWarning,
                     stacklevel=2,
                 )
                 return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from puna.core.errors import UsageError
+from puna.core.errors import PunaError, UsageError
 from puna.inference import AsyncEngine, Engine, Request, Sampling
 from puna.serving.errors import ApiError
 from puna.tokenizer import Tokenizer
@@ -101,7 +101,8 @@ class Hub:
 def warm_up(engine: Engine) -> None:
     """Run short requests, so that compiled code is ready before the first client comes.
 
-    First one alone, then two together: the compiler makes code of its own for a single row.
+    First one alone, then two together: the compiler makes code of its own for a single row. Raises
+    `PunaError` where the engine cannot run them.
     """
     request = Request(
         [engine.tokenizer.eos_id], Sampling(max_new_tokens=3, ignore_stop_tokens=True)
@@ -110,7 +111,9 @@ def warm_up(engine: Engine) -> None:
         for _ in range(n_rows):
             engine.submit(request)
         while not engine.idle:
-            engine.step()
+            for _, delta in engine.step():
+                if delta.error is not None:
+                    raise PunaError(f"the model does not run: {delta.error}")
 
 
 def _served(name: str, engine: Engine) -> Served:

@@ -274,3 +274,16 @@ def test_the_input_is_read_no_further_than_there_is_room(model_folder: Path) -> 
     assert len(ahead) == 200
     assert max(ahead) <= 4 + 8  # the rows, and those that wait for one
     assert engine.stats().pages_used == 0
+
+
+@pytest.mark.filterwarnings("default::puna.core.errors.PunaWarning")
+def test_without_a_compiler_one_line_says_so_and_the_text_is_written(
+    puna: Puna, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("generate", model_folder, "--prompt", "What", "--max-new-tokens", 5)
+    plain = puna(*ask)
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setattr("puna.inference.config.keeps_code", lambda: False)
+    done = puna(*ask, "--compile")
+    assert_one_line(done, 0, "no C++ compiler is there", "--no-compile")
+    assert done.stdout == plain.stdout

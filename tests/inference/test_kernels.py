@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from puna.core.errors import UsageError
-from puna.inference import kept_code, kernels
+from puna.core.errors import PunaWarning, UsageError
+from puna.inference import EngineConfig, kept_code, kernels
+from puna.inference.compiled import Step
 from puna.inference.kernels import Kernel
 
 TEXT = """
@@ -102,7 +103,7 @@ def test_without_a_compiler_one_line_says_so_once(
 ) -> None:
     monkeypatch.setattr(Kernel, "_compiled", fail)
     kernel = doubling()
-    with pytest.warns(RuntimeWarning, match=r"doubling could not be compiled \(g\+\+: not found\)"):
+    with pytest.warns(PunaWarning, match=r"doubling could not be compiled \(g\+\+: not found\)"):
         assert kernel.find(compiles=True) is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -110,7 +111,7 @@ def test_without_a_compiler_one_line_says_so_once(
 
 
 def test_a_text_that_is_wrong_counts_as_no_compiler(shelf: Path) -> None:
-    with pytest.warns(RuntimeWarning, match="broken could not be compiled"):
+    with pytest.warns(PunaWarning, match="broken could not be compiled"):
         assert Kernel("broken", ARGUMENTS, lambda: "this is no C++").find(compiles=True) is None
 
 
@@ -139,3 +140,28 @@ def test_an_operator_is_called_by_compiled_code_in_memory_it_is_given() -> None:
     assert set(seen) == {"check", "write"}
     with pytest.raises(ValueError, match="shapes differ"):
         torch.ops.puna.test_add_one(x.to("meta"), torch.empty(4, 3, device="meta"))
+
+
+@pytest.mark.parametrize("cxx", ["", "/nowhere/g++", "/nowhere/ccache g++"])
+def test_without_any_compiler_engines_do_not_compile_and_say_so(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, cxx: str
+) -> None:
+    config = EngineConfig(compile=True)
+    assert config.on("cpu") is config
+    monkeypatch.setenv("CXX", cxx)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.warns(PunaWarning, match="install one, as Debian's g"):
+        assert not config.on("cpu").compile
+    assert config.on("cuda") is config  # there is nothing in C++ to compile
+    quiet = EngineConfig()
+    assert quiet.on("cpu") is quiet
+    (shelf / "block-1").mkdir(parents=True)
+    assert config.on("cpu") is config  # what was kept needs no compiler
+
+
+def test_code_that_is_not_kept_names_the_compiler_it_needs(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*--no-compile"):
+        Step("negative", "", torch.neg)(torch.ones(3))

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 from serving_helpers import router, slow_down
 
-from puna.core.errors import UsageError
+from puna.core.errors import PunaError, UsageError
 from puna.inference import Engine, Request, Sampling
 from puna.serving import ApiError, Hub, ServeConfig, create_app
 from puna.serving.auth import KeyFile
@@ -93,6 +93,19 @@ def test_warming_up_leaves_nothing_behind(new_engine: Callable[..., Engine]) -> 
     warm_up(engine)
     assert engine.idle
     assert engine.stats().generated_tokens == 9
+
+
+def test_a_model_that_does_not_run_is_said_before_it_is_served(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine()
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(engine._runner, "hidden", fail)
+    with pytest.raises(PunaError, match="does not run: RuntimeError: out of luck"):
+        warm_up(engine)
 
 
 def test_an_adapter_is_served_by_its_name_on_the_model_it_names(two: Hub, folder: Path) -> None:
