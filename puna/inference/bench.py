@@ -95,6 +95,8 @@ def run(
         report("compilation")
         del engine
         engine, compiled_start = _start(start, compiled=True)
+        if not engine.config.compile:  # nothing here can
+            compiled_start = None
     bench = _Bench(engine, runs)
     device = engine.model.device.type
     report("prefill")

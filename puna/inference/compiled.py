@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from puna.core.errors import UsageError
 from puna.inference.attention import attend_one
 from puna.inference.kept_code import CodeShelf
-from puna.inference.kernels import VEC_ISA_OK, has_compiler
+from puna.inference.kernels import VEC_ISA_OK
 from puna.inference.shortcut import Shortcut
 from puna.inference.weights import Int8Rows
 
@@ -65,11 +64,6 @@ class Step:
         return self._compiled(*args)
 
     def _compile(self, args: Sequence[Any]) -> Callable[..., Any]:
-        if not has_compiler():  # else code is kept from before, but not this
-            raise UsageError(
-                "compiled decoding needs a C++ compiler (g++, or what CXX names): install one, as "
-                "Debian's g++, or leave compilation out (--no-compile)"
-            )
         for number, sizes in self._varying.items():
             if number < len(args) and args[number] is not None:
                 for size in sizes:

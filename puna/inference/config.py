@@ -7,7 +7,6 @@ from pydantic import Field
 
 from puna.core.config import Config
 from puna.core.errors import PunaWarning
-from puna.inference.kept_code import keeps_code
 from puna.inference.kernels import has_compiler
 
 
@@ -50,7 +49,7 @@ class EngineConfig(Config):
 
     def on(self, device_type: str) -> Self:
         """These settings, without compilation where it is asked for and nothing can compile."""
-        if not self.compile or device_type != "cpu" or has_compiler() or keeps_code():
+        if not self.compile or device_type != "cpu" or has_compiler():
             return self
         warnings.warn(
             "no C++ compiler is there (g++, or what CXX names), so decoding is not compiled, which "

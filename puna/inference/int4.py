@@ -105,7 +105,7 @@ extern "C" void kernel(const uint16_t* rows, const uint8_t* panels, at::BFloat16
 
 def _text() -> str:
     sizes = f"constexpr int64_t GROUP = {GROUP}, PANEL = {PANEL}, BYTES = {_BYTES};"
-    return f"#include <cstring>\n{sizes}\n{_TEXT}"
+    return f"#include <immintrin.h>\n#include <cstring>\n{sizes}\n{_TEXT}"
 
 
 # of bf16 rows (n, i), `panels`, the products (n, o) in bf16 that it writes, and n, o, i, threads

@@ -100,12 +100,6 @@ class CodeShelf:
             write_json(building / _RULE, rule)
 
 
-def keeps_code() -> bool:
-    """Whether functions were compiled and kept here, so that no compiler may be needed."""
-    folder = _shelves()
-    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
-
-
 def kept_library(name: str) -> Callable[..., Any] | None:
     """The function of a shared library that `keep_library` kept here before, if it still loads."""
     path = _shelves() / f"{name}.so"

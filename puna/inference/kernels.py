@@ -1,7 +1,6 @@
 """Kernels in C++, compiled once by torch's compiler and kept beside its other code."""
 
 import os
-import shlex
 import shutil
 import sys
 import warnings
@@ -19,7 +18,6 @@ VEC_ISA_OK = os.environ.get("TORCHINDUCTOR_VEC_ISA_OK", "1") == "1"
 _PREAMBLE = """
 #include <Python.h>
 #include <torch/csrc/inductor/cpp_prefix.h>
-#include <immintrin.h>
 #include <memory>
 
 // While it lives other threads of Python may run; for what takes a millisecond or more.
@@ -35,7 +33,8 @@ struct Released {
 def has_compiler() -> bool:
     """Whether there is the C++ compiler that torch's takes: what CXX names, else the usual one."""
     usual = "clang++" if sys.platform == "darwin" else "g++"
-    return shutil.which(shlex.split(os.environ.get("CXX") or usual)[0]) is not None
+    gets_one = bool(os.environ.get("TORCH_INDUCTOR_INSTALL_GXX"))
+    return gets_one or shutil.which(os.environ.get("CXX", usual)) is not None
 
 
 class Kernel:

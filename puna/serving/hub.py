@@ -101,19 +101,24 @@ class Hub:
 def warm_up(engine: Engine) -> None:
     """Run short requests, so that compiled code is ready before the first client comes.
 
-    First one alone, then two together: the compiler makes code of its own for a single row. Raises
-    `PunaError` where the engine cannot run them.
+    First one alone, then two together: the compiler makes code of its own for a single row, and for
+    prompts, which have more than one token. Raises `PunaError` where the engine cannot run them.
     """
     request = Request(
-        [engine.tokenizer.eos_id], Sampling(max_new_tokens=3, ignore_stop_tokens=True)
+        [engine.tokenizer.eos_id] * 2, Sampling(max_new_tokens=3, ignore_stop_tokens=True)
     )
     for n_rows in (1, 2):
         for _ in range(n_rows):
             engine.submit(request)
+            _step(engine)  # the queue may have room for one only
         while not engine.idle:
-            for _, delta in engine.step():
-                if delta.error is not None:
-                    raise PunaError(f"the model does not run: {delta.error}")
+            _step(engine)
+
+
+def _step(engine: Engine) -> None:
+    for _, delta in engine.step():
+        if delta.error is not None:
+            raise PunaError(f"the model does not run: {delta.error}")
 
 
 def _served(name: str, engine: Engine) -> Served:

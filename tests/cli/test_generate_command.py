@@ -283,7 +283,6 @@ def test_without_a_compiler_one_line_says_so_and_the_text_is_written(
     ask = ("generate", model_folder, "--prompt", "What", "--max-new-tokens", 5)
     plain = puna(*ask)
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    monkeypatch.setattr("puna.inference.config.keeps_code", lambda: False)
     done = puna(*ask, "--compile")
     assert_one_line(done, 0, "no C++ compiler is there", "--no-compile")
     assert done.stdout == plain.stdout

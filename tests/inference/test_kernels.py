@@ -1,6 +1,7 @@
 """Kernels in C++: compiled once, kept, found again, and done without."""
 
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from puna.core.errors import PunaWarning, UsageError
 from puna.inference import EngineConfig, kept_code, kernels
-from puna.inference.compiled import Step
 from puna.inference.kernels import Kernel
 
 TEXT = """
@@ -142,26 +142,20 @@ def test_an_operator_is_called_by_compiled_code_in_memory_it_is_given() -> None:
         torch.ops.puna.test_add_one(x.to("meta"), torch.empty(4, 3, device="meta"))
 
 
-@pytest.mark.parametrize("cxx", ["", "/nowhere/g++", "/nowhere/ccache g++"])
+@pytest.mark.parametrize("cxx", ["", "/nowhere/g++", f"{sys.executable} g++", " "])
 def test_without_any_compiler_engines_do_not_compile_and_say_so(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, cxx: str
+    monkeypatch: pytest.MonkeyPatch, cxx: str
 ) -> None:
     config = EngineConfig(compile=True)
     assert config.on("cpu") is config
-    monkeypatch.setenv("CXX", cxx)
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("TORCH_INDUCTOR_INSTALL_GXX", raising=False)
+    monkeypatch.setenv("CXX", cxx)  # torch takes it as the name of one program
     with pytest.warns(PunaWarning, match="install one, as Debian's g"):
         assert not config.on("cpu").compile
     assert config.on("cuda") is config  # there is nothing in C++ to compile
     quiet = EngineConfig()
     assert quiet.on("cpu") is quiet
-    (shelf / "block-1").mkdir(parents=True)
-    assert config.on("cpu") is config  # what was kept needs no compiler
-
-
-def test_code_that_is_not_kept_names_the_compiler_it_needs(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", "/nowhere/g++")
-    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler.*--no-compile"):
-        Step("negative", "", torch.neg)(torch.ones(3))
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.warns(PunaWarning, match="no C"):
+        assert not config.on("cpu").compile

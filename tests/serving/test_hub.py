@@ -1,7 +1,8 @@
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from safetensors.torch import save_file
 from serving_helpers import router, slow_down
+from torch import Tensor
 
 from puna.core.errors import PunaError, UsageError
 from puna.inference import Engine, Request, Sampling
@@ -88,11 +90,24 @@ def test_several_models_answer_by_name(two: Hub) -> None:
     assert error["code"] == "model_not_found"
 
 
-def test_warming_up_leaves_nothing_behind(new_engine: Callable[..., Engine]) -> None:
-    engine = new_engine()
+def test_warming_up_runs_prompts_one_row_and_two_and_leaves_nothing_behind(
+    new_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = new_engine(max_queue=1)
+    passes: list[list[int]] = []
+    hidden = engine._runner.hidden
+
+    def watch(tokens: Sequence[Sequence[int]], *rest: Any) -> Tensor:
+        passes.append([len(row) for row in tokens])
+        return hidden(tokens, *rest)
+
+    monkeypatch.setattr(engine._runner, "hidden", watch)
     warm_up(engine)
     assert engine.idle
     assert engine.stats().generated_tokens == 9
+    assert [2] in passes
+    assert [1] in passes
+    assert [1, 1] in passes
 
 
 def test_a_model_that_does_not_run_is_said_before_it_is_served(
