@@ -83,14 +83,15 @@ def in_own_thread(function: Callable[[], Result]) -> Result:
     return result
 
 
-def cpu_flags() -> set[str]:
+@cache
+def cpu_flags() -> frozenset[str]:
     """Instructions that the processor says it has, as Linux names them; none elsewhere."""
     try:
         with open("/proc/cpuinfo") as handle:
-            lines = [line for line in handle if line.startswith(("flags", "Features"))]
+            line = next((line for line in handle if line.startswith(("flags", "Features"))), "")
     except OSError:
-        return set()
-    return set(lines[0].split()) if lines else set()
+        return frozenset()
+    return frozenset(line.split())
 
 
 def avx512(extension: str) -> bool:

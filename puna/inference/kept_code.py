@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from puna.core.devices import cpu_flags
 from puna.core.errors import PunaError, UsageError
 from puna.core.files import new_folder, sha256_value, write_bytes, write_json, write_text
 from puna.core.wheels import cache_folder
@@ -149,7 +150,8 @@ def _shelves() -> Path:
         torch.__version__,
         sys.version,
         platform.machine(),
-        _processor(),
+        sorted(cpu_flags()),
+        torch.backends.cpu.get_cpu_capability(),
         torch.get_num_threads(),
     )
     digest.update(repr(facts).encode())
@@ -162,12 +164,3 @@ def _shelves() -> Path:
             if other.is_dir() and other.stat().st_mtime < time.time() - _UNUSED_S:
                 shutil.rmtree(other, ignore_errors=True)
     return folder
-
-
-def _processor() -> str:
-    """What instructions the processor has."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return torch.backends.cpu.get_cpu_capability()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
